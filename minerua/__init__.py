@@ -1,0 +1,32 @@
+"""minerua: learn skills, merge the models that have them, evolve the merges, chain the results.
+
+What a plugin author needs is here; everything else is imported from its room. Importing this module loads neither
+torch nor numpy and has no effects.
+"""
+
+from minerua.errors import MineruaError
+from minerua.hookspecs import hookimpl
+from minerua.values import (
+    EvaluatorSpec,
+    LossSpec,
+    MergeMethodSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Skill,
+    TensorSpec,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EvaluatorSpec",
+    "LossSpec",
+    "MergeMethodSpec",
+    "MineruaError",
+    "ModelSpec",
+    "OptimizerSpec",
+    "Skill",
+    "TensorSpec",
+    "__version__",
+    "hookimpl",
+]

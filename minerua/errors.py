@@ -1,0 +1,101 @@
+"""Every error that minerua raises on purpose, in one tree.
+
+    MineruaError
+    ├── ConfigError       (ValueError)    a run file, a recipe or a command line; lists all faults
+    ├── CheckpointError   (ValueError)    weights on disk or in memory that do not fit; lists all faults
+    ├── PluginError
+    │   ├── DuplicateName (ValueError)    two plugins provide one name
+    │   ├── UnknownName   (LookupError)   nobody provides the name
+    │   └── BrokenPlugin  (RuntimeError)  a plugin that cannot be imported or validated
+    ├── KernelError       (ValueError)    arrays that the numerical core cannot take
+    ├── CoreUnavailable   (RuntimeError)  the compiled core, or its CUDA half, is missing
+    ├── EvolutionError    (ValueError)    an ask or a tell that the cycle cannot accept
+    ├── JournalError      (ValueError)    a journal that cannot be read or continued
+    └── StorageError      (OSError)       the disk is full, or a folder cannot be written
+
+Each is also a child of the built-in in brackets, so that code which knows nothing of minerua catches what it
+expects. A message says what was asked, what was found, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MineruaError(Exception):
+    """The root: everything that minerua raises on purpose.
+
+    Args:
+        message: What is wrong, in one sentence or more.
+        faults: All single faults behind the message, each with its place and its remedy; listed under the message.
+    """
+
+    def __init__(self, message: str, faults: Iterable[str] = ()) -> None:
+        self.message = message
+        self.faults: tuple[str, ...] = tuple(faults)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  - {fault}" for fault in self.faults)])
+
+
+class ConfigError(MineruaError, ValueError):
+    """A run file, a recipe or a command line that cannot be carried out."""
+
+
+class CheckpointError(MineruaError, ValueError):
+    """Weights, on disk or in memory, that are malformed or do not fit together."""
+
+
+class PluginError(MineruaError):
+    """Something is wrong with a plugin; the children say what."""
+
+
+class DuplicateName(PluginError, ValueError):
+    """Two plugins provide the same name for the same kind of thing."""
+
+
+class UnknownName(PluginError, LookupError):
+    """No plugin provides the name that was asked for."""
+
+
+class BrokenPlugin(PluginError, RuntimeError):
+    """A plugin that cannot be imported, or whose specs are not valid."""
+
+
+class KernelError(MineruaError, ValueError):
+    """Arrays whose shapes, dtypes, strides or devices the numerical core cannot take."""
+
+
+class CoreUnavailable(MineruaError, RuntimeError):
+    """The compiled core, or its CUDA half, is needed and cannot be used; the message says why."""
+
+
+class EvolutionError(MineruaError, ValueError):
+    """An ask or a tell that the cycle cannot accept."""
+
+
+class JournalError(MineruaError, ValueError):
+    """A journal that cannot be read, or that belongs to another run."""
+
+
+class StorageError(MineruaError, OSError):
+    """A file or folder that cannot be written: a full disk, missing rights."""
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """Returns the sentence for a name that nobody provides, with the nearest known ones.
+
+    Args:
+        kind: What was looked up, for example `"evaluator"`.
+        name: The name that was asked for.
+        known: Every name that exists, in any order.
+
+    Example:
+        >>> unknown("loss", "focla", ["focal", "huber"])
+        "no loss is named 'focla'; did you mean 'focal'? Known: focal, huber"
+    """
+    nearest = difflib.get_close_matches(name, known, n=2)
+    hint = f"; did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else "."
+    return f"no {kind} is named {name!r}{hint} Known: {', '.join(sorted(known)) or 'none'}"

@@ -1,0 +1,89 @@
+"""The random numbers of variation: crossover coefficients, mutation multipliers, aggregation weights.
+
+What they are multiplied with is not known here: the weights room applies them to cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+SMALLEST_SUM = 0.1
+"""Crossover draws whose sum is closer to zero than this are drawn again: normalising by it would blow the child up.
+With the paper's deviation of 0.03 this never happens; with 0.5 it does for about one pair in 270."""
+
+
+def crossover_coefficients(
+    generator: np.random.Generator, *, parents: int = 2, rows: int = 1, mean: float = 1.0, deviation: float = 0.03
+) -> np.ndarray:
+    """Draws normalised weights ω_p ÷ Σ ω with ω ~ N(mean, deviation²).
+
+    Because each row sums to one, the base cancels: a child is an affine mix of its parents.
+
+    Args:
+        generator: Source of randomness; advanced.
+        parents: How many parents share a row.
+        rows: How many independent rows to draw: 1 for one mix of whole models (the paper), or one per tensor.
+        mean: Mean of ω; the paper's 1.0.
+        deviation: Standard deviation of ω; the paper's 0.03 (the public code's 0.01).
+
+    Returns:
+        Shape (rows, parents), float64; each row sums to one.
+
+    Source: CycleQD, arXiv 2410.14735, section 3.2 and appendix A.1.3.
+
+    Example:
+        >>> rows = crossover_coefficients(np.random.default_rng(0), rows=3, deviation=0.5)
+        >>> rows.shape, rows.sum(axis=1).round(12).tolist()
+        ((3, 2), [1.0, 1.0, 1.0])
+    """
+    draws = generator.normal(mean, deviation, size=(rows, parents))
+    while (small := np.abs(draws.sum(axis=1)) < SMALLEST_SUM).any():
+        draws[small] = generator.normal(mean, deviation, size=(int(small.sum()), parents))
+    return draws / draws.sum(axis=1, keepdims=True)
+
+
+Reading = Callable[[np.random.Generator, int, float], np.ndarray]
+"""Draws (generator, how many, strength) → multipliers of singular values."""
+
+
+def literal(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
+    """Draws w ~ U[0, strength): the paper's printed formula, which replaces σ by w·σ and so shrinks the task vector."""
+    return generator.uniform(0.0, strength, count)
+
+
+def additive(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
+    """Draws 1 + w, w ~ U[0, strength): the reading that the paper's text and its figure 3 suggest."""
+    return 1.0 + generator.uniform(0.0, strength, count)
+
+
+def two_sided(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
+    """Draws 1 + w, w ~ U[−strength, strength): leaves the expected task vector unchanged."""
+    return 1.0 + generator.uniform(-strength, strength, count)
+
+
+READINGS: Mapping[str, Reading] = {"literal": literal, "additive": additive, "two-sided": two_sided}
+"""Readings of the mutation that act on the child's own spectrum, by the name a run file uses. The public code's
+reading, `expert`, draws as `literal` does but multiplies the spectrum of the active task's expert and adds the result."""
+
+
+def aggregation_weights(scores: Sequence[float]) -> np.ndarray:
+    """Returns β = softmax(scores), the share of each archive's best elite in the aggregated model.
+
+    The shares sum to one, so the base cancels; with scores in [0, 1] they are nearly equal.
+
+    Args:
+        scores: Shape (K,); each elite's score on its archive's own task, in [0, 1].
+
+    Returns:
+        Shape (K,), float64, summing to one.
+
+    Source: CycleQD, arXiv 2410.14735, section 3.4.
+
+    Example:
+        >>> aggregation_weights([0.73, 0.51, 0.46]).round(2).tolist()
+        [0.39, 0.31, 0.3]
+    """
+    powers = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
+    return np.asarray(powers / powers.sum())

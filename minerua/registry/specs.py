@@ -1,0 +1,114 @@
+"""What a plugin may provide, and when a spec is valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minerua.values import EvaluatorSpec, LossSpec, MergeMethodSpec, ModelSpec, OptimizerSpec, Skill, TensorSpec
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing that plugins provide.
+
+    Args:
+        hook: The hook that provides it.
+        attribute: The mapping of `Registry` that holds it.
+        singular: What one of them is called in a message.
+        spec: The type of one of them.
+        callables: Its fields that must be callable.
+        optional: Its fields that must be callable or `None`.
+    """
+
+    hook: str
+    attribute: str
+    singular: str
+    spec: type
+    callables: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+KINDS = (
+    Kind("minerua_skills", "skills", "skill", Skill, ("call",)),
+    Kind("minerua_optimizers", "optimizers", "optimizer", OptimizerSpec, ("build",)),
+    Kind("minerua_losses", "losses", "loss", LossSpec, ("call",)),
+    Kind("minerua_evaluators", "evaluators", "evaluator", EvaluatorSpec, ("items", "evaluate"), ("inputs",)),
+    Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations",)),
+    Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",)),
+)
+
+
+def spec_faults(kind: Kind, spec: Any) -> list[str]:
+    """Returns everything that is wrong with one spec, without calling it; empty if it is valid.
+
+    Args:
+        kind: The kind it was provided as.
+        spec: Whatever the hook returned.
+
+    Example:
+        >>> spec_faults(KINDS[2], LossSpec("Huber Loss", None))
+        ["name 'Huber Loss' is not lower-case words joined by '-'", "call of 'Huber Loss' is a NoneType, not callable"]
+    """
+    if not isinstance(spec, kind.spec):
+        home = next((k.hook for k in KINDS if isinstance(spec, k.spec)), None)
+        hint = f"; {home} is the hook for it" if home else ""
+        return [f"expected a {kind.spec.__name__}, found {a(spec)}{hint}"]
+    faults = _name_faults(getattr(spec, "name", None))
+    label = repr(getattr(spec, "name", None))
+    for field in kind.callables + kind.optional:
+        value = getattr(spec, field)
+        if not callable(value) and not (value is None and field in kind.optional):
+            faults.append(f"{field} of {label} is {a(value)}, not callable")
+    version = getattr(spec, "version", "1")
+    if not isinstance(version, str) or not version:
+        faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
+    if isinstance(spec, Skill):
+        faults += _port_faults(spec)
+    if isinstance(spec, MergeMethodSpec) and not isinstance(spec.uses_grams, bool):
+        faults.append(f"uses_grams of {label} is {spec.uses_grams!r}; expected True or False")
+    return faults
+
+
+def _name_faults(name: object) -> list[str]:
+    if isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        return []
+    return [f"name {name!r} is not lower-case words joined by '-'"]
+
+
+def _port_faults(skill: Skill) -> list[str]:
+    faults: list[str] = []
+    for side in ("inputs", "outputs"):
+        ports: Any = getattr(skill, side)
+        if not isinstance(ports, Mapping):
+            faults.append(f"{side} of {skill.name!r} is {a(ports)}, not a mapping from names to types")
+            continue
+        for port, what in ports.items():
+            place = f"{side}[{port!r}] of {skill.name!r}"
+            if not isinstance(port, str) or not port.isidentifier():
+                faults.append(f"{place}: the name must be a Python identifier, because it is passed by keyword")
+            if isinstance(what, TensorSpec):
+                faults += _tensor_faults(what, place)
+            elif not isinstance(what, type):
+                faults.append(f"{place} is {what!r}; expected a Python type such as str, or a TensorSpec")
+    return faults
+
+
+def _tensor_faults(tensor: TensorSpec, place: str) -> list[str]:
+    faults = []
+    if not isinstance(tensor.shape, tuple) or not all(map(_is_extent, tensor.shape)):
+        faults.append(f"{place} has the shape {tensor.shape!r}; expected a tuple of counts and names such as 'batch'")
+    if not tensor.dtype or not isinstance(tensor.dtype, str):
+        faults.append(f"{place} has the dtype {tensor.dtype!r}; expected numpy's name of it, such as 'float32'")
+    return faults
+
+
+def _is_extent(extent: object) -> bool:
+    return extent != "" if isinstance(extent, str) else type(extent) is int and extent >= 0
+
+
+def a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

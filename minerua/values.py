@@ -1,0 +1,237 @@
+"""The vocabulary: frozen values that travel between the rooms.
+
+Nothing here imports torch or numpy, so that `import minerua` and the plugin commands start at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("search", "select", "test")
+"""The three disjoint parts of a task's items: evolution sees the first, the choice of the final model the second,
+only the report the third."""
+
+
+# ── what travels along the road ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor without its values.
+
+    Args:
+        name: The tensor's name in its checkpoint, for example `"model.layers.0.mlp.up_proj.weight"`.
+        shape: Its extents; a `str` stands for an extent known only at run time, such as `"batch"`.
+        dtype: numpy's name of the element type: `"float32"`, `"float16"`, `"bfloat16"`, `"int64"` and so on.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Genome:
+    """An individual: the cores of all its task vectors, end to end in one flat array.
+
+    What the numbers mean is known to the `Subspace` whose digest stands in `subspace`: for each weight matrix a core
+    (R × R'), for each smaller tensor one coefficient per expert. A genome is immutable; its digest is its name.
+
+    Args:
+        subspace: Digest of the subspace that gives the numbers their meaning.
+        values: Shape (size,), float32, read-only.
+    """
+
+    subspace: str
+    values: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that name this genome: BLAKE2b of the subspace and of the bytes of the values."""
+        digest = hashlib.blake2b(self.subspace.encode(), digest_size=16)
+        digest.update(self.values.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What one model achieved on the items of one task.
+
+    Args:
+        outcomes: One number in [0, 1] per item, in the order of the split's items.
+    """
+
+    outcomes: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """How many items were evaluated."""
+        return len(self.outcomes)
+
+    @cached_property
+    def mean(self) -> float:
+        """The mean outcome, in [0, 1]: the task's score."""
+        return sum(self.outcomes) / len(self.outcomes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model achieved on every task, item by item.
+
+    Args:
+        tasks: Task name → its score, in the order of the run's tasks.
+    """
+
+    tasks: Mapping[str, TaskScore]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """One mean outcome per task, in the order of the run's tasks."""
+        return tuple(score.mean for score in self.tasks.values())
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' means: every task counts the same, however many items it has."""
+        return sum(self.means) / len(self.means)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A model that could not be scored: a value like any other, so that the run goes on.
+
+    Args:
+        reason: What happened and where, in one line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Elite:
+    """The occupant of one cell of an archive.
+
+    Args:
+        id: Number of the child in its run, seeds included; later children have larger numbers.
+        digest: Name of its genome.
+        means: Shape (K,); its mean outcome per task, in the order of the run's tasks, on the search split.
+        cell: The cell's position: one bin index per behaviour characteristic.
+    """
+
+    id: int
+    digest: str
+    means: tuple[float, ...]
+    cell: tuple[int, ...]
+
+
+# ── what plugins provide ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A named ability: a callable with described inputs and outputs.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all skills.
+        call: The ability; takes the inputs by keyword, returns a mapping with the outputs.
+        inputs: Input name → a Python type, or a `TensorSpec` for arrays.
+        outputs: Output name → the same.
+        version: Changes whenever the results may; part of every cache key.
+    """
+
+    name: str
+    call: Callable[..., Mapping[str, Any]]
+    inputs: Mapping[str, type | TensorSpec] = field(default_factory=dict)
+    outputs: Mapping[str, type | TensorSpec] = field(default_factory=dict)
+    version: str = "1"
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """A named optimizer for learning.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all optimizers.
+        build: `build(parameters, **settings)` returns a `torch.optim.Optimizer`.
+    """
+
+    name: str
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A named loss for learning.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all losses.
+        call: `call(predictions, targets)` returns a scalar tensor that can be differentiated.
+    """
+
+    name: str
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """A named task: items, and a way to score a model on them.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all evaluators.
+        items: `items()` returns the ids of all items, each a non-empty string, unique, in any order. Items that show
+            the same thing in two tasks should share their id: an id falls into the same split everywhere.
+        evaluate: `evaluate(model, ids, seed)` scores the callable that `ModelSpec.build` made on the named items and
+            returns one outcome in [0, 1] per id, in that order. The same arguments give the same outcomes.
+        inputs: `inputs(ids)` returns the unlabelled inputs of these items in the form that `ModelSpec.activations`
+            takes, or `None` where the task has none to offer; activation-aware merging needs it.
+        version: Changes whenever outcomes may; part of every cache key.
+    """
+
+    name: str
+    items: Callable[[], Sequence[str]]
+    evaluate: Callable[[Any, Sequence[str], int], Sequence[float] | np.ndarray]
+    inputs: Callable[[Sequence[str]], Any] | None = None
+    version: str = "1"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How weights become something that can be called.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all models.
+        build: `build(tensors)` takes tensor name → numpy array (bfloat16 as `ml_dtypes.bfloat16`), borrowed and
+            read-only for as long as the model is used, and returns what evaluators call.
+        activations: `activations(model, inputs)` returns, for every linear layer in forward order, the name of its
+            weight matrix (m × n) → the inputs that reached it, shape (rows, n), float32; or `None` if the model cannot
+            tell.
+        version: Changes whenever results may; part of every cache key.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, np.ndarray]], Any]
+    activations: Callable[[Any, Any], Mapping[str, np.ndarray]] | None = None
+    version: str = "1"
+
+
+@dataclass(frozen=True)
+class MergeMethodSpec:
+    """A named way to merge the task vectors of several experts, tensor by tensor.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all merge methods.
+        merge: `merge(task_vectors, weights, grams)` takes K arrays of one shape (float32), K numbers, and K Gram
+            matrices (n × n, the inputs' XᵀX) or `None`; returns the merged task vector, same shape, float32.
+        uses_grams: Whether the method needs Gram matrices for weight matrices; it must still accept `None` for tensors
+            that have none (biases, norms).
+    """
+
+    name: str
+    merge: Callable[[Sequence[np.ndarray], Sequence[float], Sequence[np.ndarray] | None], np.ndarray]
+    uses_grams: bool = False

@@ -1,0 +1,36 @@
+"""Weights: checkpoints on disk, experts, the subspace a population lives in, and the way back to weights."""
+
+from minerua.weights.adapter import Adapter, Factors, is_adapter, open_adapter
+from minerua.weights.checkpoint import Checkpoint, compare, find_non_finite, open_checkpoint
+from minerua.weights.materialise import Child, materialise, read_genome, save_adapter, save_child
+from minerua.weights.subspace import Core, Mix, Subspace
+from minerua.weights.task_vector import Expert, TaskVector, dense, is_floating, open_expert
+from minerua.weights.writer import remove_partials, write_adapter, write_bytes, write_checkpoint
+
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "Child",
+    "Core",
+    "Expert",
+    "Factors",
+    "Mix",
+    "Subspace",
+    "TaskVector",
+    "compare",
+    "dense",
+    "find_non_finite",
+    "is_adapter",
+    "is_floating",
+    "materialise",
+    "open_adapter",
+    "open_checkpoint",
+    "open_expert",
+    "read_genome",
+    "remove_partials",
+    "save_adapter",
+    "save_child",
+    "write_adapter",
+    "write_bytes",
+    "write_checkpoint",
+]
