@@ -5,12 +5,10 @@
 #include <cstddef>
 
 #include "core/dtype.hpp"
+#include "isa/vectors.hpp"
 
 namespace minerua::isa {
 namespace {
-
-/// Sixteen floats; arithmetic on it becomes whatever vectors the instruction set has. Unaligned, may alias.
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 
 template <DType dtype>
 void load_elements(const void* source, float* __restrict__ target, std::size_t count) {
@@ -32,22 +30,18 @@ void subtract(const float* __restrict__ base, float* __restrict__ values, std::s
 template <bool has_base>
 inline void combine_strip(const float* base, const float* terms, std::size_t stride, const float* coefficients,
                           std::size_t terms_count, float* out) {
-  const auto* first = reinterpret_cast<const Floats*>(terms);
-  Floats low = first[0] * coefficients[0];
-  Floats high = first[1] * coefficients[0];
+  Floats low = coefficients[0] * Floats::load(terms);
+  Floats high = coefficients[0] * Floats::load(terms + 16);
   if (has_base) {
-    const auto* start = reinterpret_cast<const Floats*>(base);
-    low = start[0] + low;
-    high = start[1] + high;
+    low = Floats::load(base) + low;
+    high = Floats::load(base + 16) + high;
   }
   for (std::size_t k = 1; k < terms_count; ++k) {
-    const auto* term = reinterpret_cast<const Floats*>(terms + k * stride);
-    low += term[0] * coefficients[k];
-    high += term[1] * coefficients[k];
+    low += coefficients[k] * Floats::load(terms + k * stride);
+    high += coefficients[k] * Floats::load(terms + k * stride + 16);
   }
-  auto* target = reinterpret_cast<Floats*>(out);
-  target[0] = low;
-  target[1] = high;
+  low.store(out);
+  high.store(out + 16);
 }
 
 void combine(const float* base, const float* terms, std::size_t stride, const float* coefficients,

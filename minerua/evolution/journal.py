@@ -45,14 +45,14 @@ class Journal:
 
     Args:
         path: The file; created if `fresh`, else continued.
-        fresh: Whether to start a new journal; an existing file is then an error.
+        fresh: Whether the run must be new; an existing file is then an error. Otherwise a missing file is begun, so that a
+            run killed before its first line resumes like any other.
 
     Attributes:
         events: The complete events that the file held when it was opened.
 
     Raises:
-        JournalError: If the file exists and `fresh`, does not exist and not `fresh`, is in use, or is damaged before
-            its last line.
+        JournalError: If the file exists and `fresh`, is in use, or is damaged before its last line.
         StorageError: If it cannot be opened for writing.
     """
 
@@ -60,8 +60,6 @@ class Journal:
         self.path: Final = Path(path)
         if fresh and self.path.exists():
             raise JournalError(f"{self.path} exists already: continue that run with --resume, or choose another folder")
-        if not fresh and not self.path.exists():
-            raise JournalError(f"there is no journal at {self.path}: start the run without --resume")
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o644)
         except OSError as error:

@@ -18,7 +18,7 @@ import pluggy
 from minerua import hookspecs
 from minerua.errors import BrokenPlugin, PluginError
 from minerua.registry.catalog import DISABLED_VARIABLE, Catalog, Plugin
-from minerua.registry.specs import KINDS, Kind, a, spec_faults
+from minerua.registry.specs import KINDS, Kind, spec_faults, with_article
 from minerua.values import EvaluatorSpec, LossSpec, MergeMethodSpec, ModelSpec, OptimizerSpec, Skill
 
 OWN_DISTRIBUTION = "minerua"
@@ -260,7 +260,7 @@ def _call(manager: pluggy.PluginManager, kind: Kind) -> tuple[list[Any], list[st
         faults.append(f"{kind.hook} returned None; return a list of {kind.spec.__name__}, empty if there are none")
     for result in results:
         if not isinstance(result, list | tuple):
-            faults.append(f"{kind.hook} returned {a(result)}; return a list of {kind.spec.__name__}")
+            faults.append(f"{kind.hook} returned {with_article(result)}; return a list of {kind.spec.__name__}")
             continue
         for index, spec in enumerate(result):
             wrong = spec_faults(kind, spec)
@@ -273,7 +273,7 @@ def _call(manager: pluggy.PluginManager, kind: Kind) -> tuple[list[Any], list[st
     return specs, faults
 
 
-# ── telling why ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── telling why ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _reason(error: BaseException, origin: str | None) -> str:

@@ -55,20 +55,21 @@ def spec_faults(kind: Kind, spec: Any) -> list[str]:
     if not isinstance(spec, kind.spec):
         home = next((k.hook for k in KINDS if isinstance(spec, k.spec)), None)
         hint = f"; {home} is the hook for it" if home else ""
-        return [f"expected a {kind.spec.__name__}, found {a(spec)}{hint}"]
+        return [f"expected a {kind.spec.__name__}, found {with_article(spec)}{hint}"]
     faults = _name_faults(getattr(spec, "name", None))
     label = repr(getattr(spec, "name", None))
     for field in kind.callables + kind.optional:
         value = getattr(spec, field)
         if not callable(value) and not (value is None and field in kind.optional):
-            faults.append(f"{field} of {label} is {a(value)}, not callable")
+            faults.append(f"{field} of {label} is {with_article(value)}, not callable")
     version = getattr(spec, "version", "1")
     if not isinstance(version, str) or not version:
         faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
     if isinstance(spec, Skill):
         faults += _port_faults(spec)
-    if isinstance(spec, MergeMethodSpec) and not isinstance(spec.uses_grams, bool):
-        faults.append(f"uses_grams of {label} is {spec.uses_grams!r}; expected True or False")
+    uses_grams = getattr(spec, "uses_grams", False)
+    if not isinstance(uses_grams, bool):
+        faults.append(f"uses_grams of {label} is {uses_grams!r}; expected True or False")
     return faults
 
 
@@ -83,7 +84,7 @@ def _port_faults(skill: Skill) -> list[str]:
     for side in ("inputs", "outputs"):
         ports: Any = getattr(skill, side)
         if not isinstance(ports, Mapping):
-            faults.append(f"{side} of {skill.name!r} is {a(ports)}, not a mapping from names to types")
+            faults.append(f"{side} of {skill.name!r} is {with_article(ports)}, not a mapping from names to types")
             continue
         for port, what in ports.items():
             place = f"{side}[{port!r}] of {skill.name!r}"
@@ -109,6 +110,7 @@ def _is_extent(extent: object) -> bool:
     return extent != "" if isinstance(extent, str) else type(extent) is int and extent >= 0
 
 
-def a(value: object) -> str:
+def with_article(value: object) -> str:
+    """Returns the name of a value's type for a sentence: `"an int"`, `"a LossSpec"`."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

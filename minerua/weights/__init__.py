@@ -2,7 +2,7 @@
 
 from minerua.weights.adapter import Adapter, Factors, is_adapter, open_adapter
 from minerua.weights.checkpoint import Checkpoint, compare, find_non_finite, open_checkpoint
-from minerua.weights.materialise import Child, materialise, read_genome, save_adapter, save_child
+from minerua.weights.materialise import Child, apply, materialise, read_genome, save_adapter, save_child
 from minerua.weights.subspace import Core, Mix, Subspace
 from minerua.weights.task_vector import Expert, TaskVector, dense, is_floating, open_expert
 from minerua.weights.writer import remove_partials, write_adapter, write_bytes, write_checkpoint
@@ -17,6 +17,7 @@ __all__ = [
     "Mix",
     "Subspace",
     "TaskVector",
+    "apply",
     "compare",
     "dense",
     "find_non_finite",

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, final
 
@@ -58,14 +58,15 @@ class _Shard(NamedTuple):
 class Checkpoint:
     """Named tensors on disk, immutable and known by their digest; made by `open_checkpoint`.
 
-    A checkpoint keeps its files open. Files that minerua writes are replaced as a whole, so a checkpoint goes on seeing what it
-    opened; another program that shortens a file in place makes the system end the process (SIGBUS) at the next look.
-    May be read from any number of threads. A pickled checkpoint is its path: the receiver opens it again.
+    A checkpoint keeps its files open. Files that minerua writes are replaced as a whole, so a checkpoint goes on seeing
+    what it opened; another program that shortens a file in place makes the system end the process (SIGBUS) at the next
+    look. May be read from any number of threads. A pickled checkpoint is its path: the receiver opens it again.
 
     Args:
         path: What was opened.
         specs: Tensor name → its spec, sorted by name; read-only.
-        metadata: The texts in the headers; where two shards disagree, the one whose file name sorts first counts. Read-only.
+        metadata: The texts in the headers; where two shards disagree, the one whose file name sorts first counts.
+            Read-only.
     """
 
     path: Path
@@ -85,7 +86,8 @@ class Checkpoint:
     def digest(self) -> str:
         """32 hexadecimal digits that name the weights.
 
-        BLAKE2b over names, dtypes, shapes and bytes, sorted by name: the same weights have the same digest however they are cut
+        BLAKE2b over names, dtypes, shapes and bytes, sorted by name: the same weights have the same digest however they
+            are cut
         into files and whatever their metadata says. Reads every byte once, in blocks, at the first use.
         """
         digest = hashlib.blake2b(digest_size=16)
@@ -102,8 +104,9 @@ class Checkpoint:
             name: One of `specs`.
 
         Returns:
-            The spec's shape and dtype (bfloat16 and the float8 types from `ml_dtypes`), read-only: a view of the mapped file,
-            valid as long as the array lives. Where a file puts a tensor at an address that its dtype cannot use, a copy.
+            The spec's shape and dtype (bfloat16 and the float8 types from `ml_dtypes`), read-only: a view of the mapped
+            file, valid as long as the array lives. Where a file puts a tensor at an address that its dtype cannot use,
+            a copy.
 
         Raises:
             UnknownName: the checkpoint has no tensor of this name.
@@ -180,7 +183,8 @@ def find_non_finite(checkpoint: Checkpoint) -> list[str]:
         checkpoint: Its tensors are read once, in blocks of 16 MiB.
 
     Returns:
-        One fault per tensor with such numbers, sorted by name: how many, and where the first one is; empty if all is well.
+        One fault per tensor with such numbers, sorted by name: how many, and where the first one is; empty if all is
+            well.
     """
     faults = []
     for name, spec in checkpoint.specs.items():
@@ -190,7 +194,9 @@ def find_non_finite(checkpoint: Checkpoint) -> list[str]:
         count, first = _count_non_finite(tensor.reshape(-1))
         if count:
             index = [int(position) for position in np.unravel_index(first, tensor.shape)]
-            faults.append(f"tensor {shown(name)}: {count} of {tensor.size} numbers are NaN or infinite, first at {index}")
+            faults.append(
+                f"tensor {shown(name)}: {count} of {tensor.size} numbers are NaN or infinite, first at {index}"
+            )
     return faults
 
 
@@ -203,7 +209,8 @@ def compare(base: Checkpoint, other: Checkpoint, *, name: str) -> list[str]:
         name: What to call the other one in the faults, for example `"expert 'coder'"`.
 
     Returns:
-        One fault per tensor that is missing, additional or of another shape; of each kind the first 8 by name and a count.
+        One fault per tensor that is missing, additional or of another shape; of each kind the first 8 by name and a
+        count.
     """
     missing = [
         f"{name} lacks tensor {shown(tensor)}, which the base holds with shape {list(spec.shape)}"
@@ -216,7 +223,7 @@ def compare(base: Checkpoint, other: Checkpoint, *, name: str) -> list[str]:
         if tensor not in base.specs
     ]
     different = [
-        f"{name} has tensor {shown(tensor)} with shape {list(other.specs[tensor].shape)}, the base with {list(spec.shape)}"
+        f"{name} has tensor {shown(tensor)} with shape {list(other.specs[tensor].shape)}, the base {list(spec.shape)}"
         for tensor, spec in base.specs.items()
         if tensor in other.specs and other.specs[tensor].shape != spec.shape
     ]
@@ -236,7 +243,10 @@ def _find_entry(path: Path) -> tuple[Path, list[str]]:
     for name in ("model.safetensors", "model" + _INDEX_SUFFIX):
         if (path / name).is_file():
             return path / name, []
-    names = sorted(child.name for child in path.iterdir())
+    try:
+        names = sorted(child.name for child in path.iterdir())
+    except OSError as error:
+        return path, [f"{path}: {error.strerror or error}"]
     found = [name for name in names if name.endswith((".safetensors", _INDEX_SUFFIX))]
     if len(found) == 1 and "adapter_config.json" not in names:
         return path / found[0], []
@@ -265,7 +275,7 @@ def _folder_fault(path: Path, names: list[str]) -> str:
 
 
 def _stat_fault(path: Path, *, regular: bool = False) -> str | None:
-    """Returns why a path cannot be used, or None; a pipe or a device is never opened, because that could wait forever."""
+    """Returns why a path cannot be used, or None; a pipe is never opened, because that could wait forever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -336,8 +346,7 @@ def _is_shard_name(shard: object) -> bool:
     """Whether an index may name this file: an index from a stranger must not reach outside its folder."""
     if not isinstance(shard, str) or not shard.endswith(".safetensors"):
         return False
-    parts = PurePosixPath(shard).parts
-    return ".." not in parts and not shard.startswith("/") and shard.isprintable()
+    return shard.isprintable() and "/" not in shard and "\\" not in shard
 
 
 def _duplicate_faults(shards: Iterable[_Shard]) -> list[str]:
@@ -357,7 +366,7 @@ def _index_faults(weight_map: Mapping[str, str], shards: Iterable[_Shard]) -> li
     absent = [
         f"{shard}: lacks tensor {shown(name)}, which the index places there"
         for name, shard in weight_map.items()
-        if PurePosixPath(shard).name in held and name not in held[PurePosixPath(shard).name]
+        if shard in held and name not in held[shard]
     ]
     unlisted = [
         f"{shard}: holds tensor {shown(name)}, which the index does not name"

@@ -1,7 +1,7 @@
 """The header of a safetensors file: what its bytes say, whether they can be true, and how to write one.
 
-A file is eight bytes (the header's length, little-endian), the header (JSON: tensor name → dtype, shape and place), and the
-tensors' bytes, end to end, without holes. Nothing here touches a tensor's bytes, so that a header is judged before
+A file is eight bytes (the header's length, little-endian), the header (JSON: tensor name → dtype, shape and place), and
+the tensors' bytes, end to end, without holes. Nothing here touches a tensor's bytes, so that a header is judged before
 anything as large as the file is done.
 
 Source: the format's description, https://github.com/huggingface/safetensors#format.
@@ -147,10 +147,11 @@ def parse_object(text: bytes, *, what: str) -> tuple[dict[str, Any], list[str]]:
     repeated: dict[str, None] = {}
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            repeated.update({key: None for key, _ in pairs if key in seen or seen.add(key)})  # type: ignore[func-returns-value]
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated[key] = None
+            found[key] = value
         return found
 
     try:
@@ -263,7 +264,9 @@ def _layout_faults(places: Iterable[Place], data_bytes: int) -> list[str]:
         if begin > reached:
             faults.append(f"tensor {name}: a hole of {begin - reached} bytes lies between it and {before}")
         elif begin < reached:
-            faults.append(f"tensor {name}: its bytes [{begin}, {end}] overlap those of {before}, which end at {reached}")
+            faults.append(
+                f"tensor {name}: its bytes [{begin}, {end}] overlap those of {before}, which end at {reached}"
+            )
         if end >= reached:
             reached, before = end, f"tensor {name}"
     if reached > data_bytes:

@@ -16,6 +16,7 @@ from minerua.values import Genome
 from minerua.weights.adapter import Factors
 from minerua.weights.checkpoint import Checkpoint
 from minerua.weights.subspace import Core, Subspace
+from minerua.weights.task_vector import Delta, dense
 from minerua.weights.writer import write_adapter, write_checkpoint
 
 GENOME_KEY = "minerua.genome"
@@ -49,21 +50,30 @@ def materialise(subspace: Subspace, genome: Genome) -> Child:
     Raises:
         CheckpointError: If the genome belongs to another subspace.
     """
-    changes = subspace.task_vector(genome)
-    base = subspace.base
-    return Child(genome.digest, {name: _changed(base, name, changes.get(name)) for name in base.specs})
+    return Child(genome.digest, apply(subspace.base, subspace.task_vector(genome)))
 
 
-def _changed(base: Checkpoint, name: str, change: np.ndarray | None) -> np.ndarray:
+def apply(base: Checkpoint, changes: Mapping[str, Delta]) -> dict[str, np.ndarray]:
+    """Returns the base's tensors with changes added in float32 and rounded once; unchanged tensors are borrowed.
+
+    Args:
+        base: The checkpoint.
+        changes: Tensor name → change; a name that is missing stays as it is.
+    """
+    return {name: _changed(base, name, changes.get(name)) for name in base.specs}
+
+
+def _changed(base: Checkpoint, name: str, change: Delta | None) -> np.ndarray:
     tensor = base.tensor(name)
     if change is None:
         return tensor
-    child = (tensor.astype(np.float32) + change).astype(tensor.dtype)
+    child = (tensor.astype(np.float32) + dense(change)).astype(tensor.dtype)
     child.flags.writeable = False
     return child
 
 
-def save_child(path: str | Path, subspace: Subspace, genome: Genome, *, history: Mapping[str, Any] | None = None) -> None:
+def save_child(path: str | Path, subspace: Subspace, genome: Genome, *, history: Mapping[str, Any] | None = None) ->
+None:
     """Writes a child as a safetensors checkpoint that appears whole or not at all, its genome in the metadata.
 
     Args:
@@ -114,8 +124,8 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
         The share of the task vector's squared norm that the rank leaves out: 0.0 when nothing is.
 
     Raises:
-        CheckpointError: If the genome belongs to another subspace, changes a tensor that a LoRA adapter cannot (a bias, a
-            norm, a tensor with more than two axes), or the rank is below one.
+        CheckpointError: If the genome belongs to another subspace, changes a tensor that a LoRA adapter cannot (a bias,
+            a norm, a tensor with more than two axes), or the rank is below one.
         StorageError: If the folder cannot be written.
     """
     changes = subspace.task_vector(genome)

@@ -3,9 +3,9 @@
 For a weight matrix W (m × n) the population shares orthonormal Q_B (m × R) and Q_A (n × R'), which span the columns and
 rows of every founder's task vector; a member is the core C (R × R') and stands for W + Q_B C Q_Aᵀ. Merging cores merges
 models, and the SVD of a core is the SVD of its task vector, so crossover and SVD mutation are exact on cores. With LoRA
-founders of rank r, R is at most their number times r. Where that reaches the matrix size, and for full fine-tunes, a basis is
-the identity: the dense case of the same code. Tensors with fewer than two axes (norms, biases) are never mutated; they carry
-one coefficient per founder.
+founders of rank r, R is at most their number times r. Where that reaches the matrix size, and for full fine-tunes, a
+basis is the identity: the dense case of the same code. Tensors with fewer than two axes (norms, biases) are never
+mutated; they carry one coefficient per founder.
 
 Source: Core Space Merging, arXiv 2509.17786, for merging; the same algebra carries the SVD mutation of CycleQD.
 """
@@ -101,7 +101,8 @@ class Subspace:
 
     Args:
         base: The checkpoint that all members share.
-        founders: Name → task vector; experts first, then merges. Every founder lies in the subspace exactly, up to float32.
+        founders: Name → task vector; experts first, then merges. Every founder lies in the subspace exactly, up to
+            float32.
 
     Attributes:
         segments: The genome's parts in order: one per tensor that any founder changes.
@@ -195,8 +196,8 @@ class Subspace:
 
         Args:
             genome: A genome of this subspace.
-            draw: Maps a rank to that many multipliers, for singular values in descending order; called once per matrix, in
-                the order of the segments.
+            draw: Maps a rank to that many multipliers, for singular values in descending order; called once per matrix,
+                in the order of the segments.
 
         Raises:
             CheckpointError: If the genome belongs to another subspace.
@@ -209,8 +210,8 @@ class Subspace:
         values = genome.values.copy()
         for shape, cores in self._shapes.items():
             stack = np.stack([values[core.part].reshape(shape) for core in cores])
-            mutated = kernels.svd_mutation(stack, np.stack([multipliers[core.name] for core in cores]).astype(np.float32))
-            for core, matrix in zip(cores, mutated, strict=True):
+            mutated = kernels.svd_mutation(stack, np.stack([multipliers[core.name] for core in
+            cores]).astype(np.float32)) for core, matrix in zip(cores, mutated, strict=True):
                 values[core.part] = matrix.ravel()
         return self._genome(values)
 
@@ -249,8 +250,8 @@ class Subspace:
         return segment.expand(values.reshape(segment.shape)).reshape(self.base.tensor(segment.name).shape)
 
     def _check(self, genomes: Sequence[Genome]) -> None:
-        strangers = [genome for genome in genomes if genome.subspace != self.digest or genome.values.shape != (self.size,)]
-        if strangers:
+        strangers = [genome for genome in genomes if genome.subspace != self.digest or genome.values.shape !=
+        (self.size,)] if strangers:
             raise CheckpointError(
                 "genomes of another subspace cannot be used here",
                 [f"subspace {g.subspace} with {g.values.size} values, here {self.digest} with {self.size}" for g in strangers],

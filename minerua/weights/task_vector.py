@@ -95,8 +95,8 @@ def open_expert(name: str, path: str | Path, base: Checkpoint) -> Expert:
         base: The checkpoint that it was fine-tuned from.
 
     Raises:
-        CheckpointError: If it cannot be read, does not fit the base, holds NaN or infinity, or changes a tensor of whole
-            numbers; all faults at once.
+        CheckpointError: If it cannot be read, does not fit the base, holds NaN or infinity, or changes a tensor of
+            whole numbers; all faults at once.
     """
     path = Path(path)
     if is_adapter(path):

@@ -1,0 +1,32 @@
+"""From a journal to what a person reads: numbers, words, and one page that needs no network.
+
+The caller reads the journal and writes the files; nothing here touches the disk except for the page's own style sheet.
+
+Example:
+    >>> from minerua.evolution import read_journal
+    >>> page = render(read_journal("run/journal.jsonl"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minerua.report.intervals import Interval
+from minerua.report.page import render_page
+from minerua.report.replay import Event
+from minerua.report.tables import Summary, summarise, table_json
+from minerua.report.words import sentences, table_text
+
+__all__ = ["Interval", "Summary", "render", "render_page", "sentences", "summarise", "table_json", "table_text"]
+
+
+def render(events: Sequence[Event]) -> str:
+    """Returns a run's report as one HTML page that works offline.
+
+    Args:
+        events: A journal's events, oldest first, as `read_journal` returns them.
+
+    Raises:
+        JournalError: If an event lacks a field or contradicts the others.
+    """
+    return render_page(summarise(events))

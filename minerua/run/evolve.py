@@ -1,0 +1,156 @@
+"""A run from its prepared parts to its last child: seeds, archives, the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import minerua
+from minerua.errors import CheckpointError, EvolutionError
+from minerua.evaluation import Evaluation
+from minerua.evolution import SAMPLERS, Bounds, Cycle, Proposal, Result
+from minerua.run.prepare import Prepared
+from minerua.run.record import Record
+from minerua.run.seeds import Founder, found
+from minerua.run.variation import crossover_of, mutation_of
+from minerua.values import Failure, Genome, Scores
+from minerua.weights import Subspace, materialise
+
+Progress = Callable[[int, int, float], None]
+"""Called with children told, children in all, and the best mean search score so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """A population during and after its evolution.
+
+    Args:
+        subspace: The space that it lives in.
+        founders: Its seeds, experts first.
+        evaluation: Scores a genome; remembers outcomes.
+        cycle: The archives.
+        model: Makes the callable that evaluators take.
+    """
+
+    subspace: Subspace
+    founders: tuple[Founder, ...]
+    evaluation: Evaluation
+    cycle: Cycle
+    model: Callable[[Genome], object]
+
+    def score(self, genome: Genome, *, split: str = "search") -> Scores | Failure:
+        """Scores a genome on one split."""
+        return self.evaluation.score(genome.digest, lambda: self.model(genome), split=split)
+
+
+def evolve(prepared: Prepared, record: Record, progress: Progress | None = None) -> Population:
+    """Carries a run from its first seed to its last child; what the record already holds is taken over.
+
+    Args:
+        prepared: The checked parts.
+        record: The journal, fresh or resumed.
+        progress: Called after every child.
+
+    Raises:
+        JournalError: If the record belongs to another run.
+        EvolutionError: If no expert can be scored, or a child bred again is not what it was.
+        StorageError: If the journal cannot be written.
+    """
+    config = prepared.config
+    subspace, founders = found(prepared)
+    evaluation = Evaluation(prepared.tasks, seed=config.seed, time_limit_seconds=config.time_limit_seconds)
+
+    def model(genome: Genome) -> object:
+        child = materialise(subspace, genome)
+        broken = [name for name, tensor in child.tensors.items() if not _is_finite(tensor)]
+        if broken:
+            raise CheckpointError(f"NaN or infinity in {len(broken)} tensors of the child, the first {broken[0]}")
+        return prepared.model.build(child.tensors)
+
+    record.confirm(_run_event(prepared, subspace))
+    record.confirm({"event": "items", "items": {task.name: dict(task.ids) for task in prepared.tasks}})
+    seeds = [_score_seed(record, evaluation, id, founder, model) for id, founder in enumerate(founders)]
+    bounds = _bounds(prepared, founders, [outcome for _, outcome in seeds])
+    record.confirm({"event": "bounds", "lower": bounds.lower, "upper": bounds.upper})
+    cycle = Cycle(
+        seeds,
+        bounds,
+        crossover=crossover_of(prepared.variant, subspace),
+        mutate=mutation_of(prepared.variant, subspace, [f.genome for f in founders if f.expert]),
+        sampler=SAMPLERS[prepared.variant.sampling],
+        bins=config.evolution.bins,
+        seed=config.seed,
+    )
+    population = Population(subspace, founders, evaluation, cycle, model)
+    _loop(prepared, record, population, progress)
+    return population
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    return tensor.dtype.kind in "biu" or bool(np.isfinite(tensor).all())
+
+
+def _run_event(prepared: Prepared, subspace: Subspace) -> Mapping[str, object]:
+    return {
+        "event": "run",
+        "format": 1,
+        "minerua": minerua.__version__,
+        "config": prepared.config.plain(),
+        "tasks": [task.name for task in prepared.tasks],
+        "base": prepared.base.digest,
+        "experts": {expert.name: expert.digest for expert in prepared.experts},
+        "subspace": subspace.digest,
+    }
+
+
+def _score_seed(
+    record: Record, evaluation: Evaluation, id: int, founder: Founder, model: Callable[[Genome], object]
+) -> tuple[Genome, Scores | Failure]:
+    genome = founder.genome
+    event = {"event": "seed", "id": id, "name": founder.name, "digest": genome.digest, "expert": founder.expert}
+    outcome = record.outcome(event, lambda: evaluation.score(genome.digest, lambda: model(genome)))
+    if isinstance(outcome, Scores):
+        evaluation.remember(genome.digest, outcome)
+    return genome, outcome
+
+
+def _bounds(prepared: Prepared, founders: Sequence[Founder], outcomes: Sequence[Scores | Failure]) -> Bounds:
+    """Returns the bounds that the run file gives, or those that the experts' scores imply."""
+    means = [o.means for f, o in zip(founders, outcomes, strict=True) if f.expert and isinstance(o, Scores)]
+    if not means:
+        reasons = [f"{f.name}: {o.reason}" for f, o in zip(founders, outcomes, strict=True) if isinstance(o, Failure)]
+        raise EvolutionError("no expert could be scored, so there is nothing to evolve", reasons)
+    implied, settings = Bounds.of_experts(means), prepared.config.evolution
+    return Bounds(settings.lower_bounds or implied.lower, settings.upper_bounds or implied.upper)
+
+
+def _loop(prepared: Prepared, record: Record, population: Population, progress: Progress | None) -> None:
+    cycle, total = population.cycle, prepared.config.evolution.evaluations
+    names = [task.name for task in prepared.tasks]
+    best = max(sum(elite.means) / len(elite.means) for archive in cycle.archives for elite in archive.elites)
+    while cycle.evaluations < total:
+        proposals = cycle.ask(min(prepared.config.evolution.batch, total - cycle.evaluations))
+        children = [{"id": p.id, "task": names[p.task], "parents": list(p.parents)} for p in proposals]
+        record.confirm({"event": "ask", "children": children})
+        for proposal in proposals:
+            outcome = _child(record, population, proposal)
+            best = max(best, outcome.mean) if isinstance(outcome, Scores) else best
+            if progress:
+                progress(cycle.evaluations, total, best)
+
+
+def _child(record: Record, population: Population, proposal: Proposal) -> Scores | Failure:
+    """Breeds, scores and files one child, or takes over what the record has of it without breeding it."""
+    cycle = population.cycle
+    genome = None if record.replaying else cycle.breed(proposal)
+    digest = genome.digest if genome else record.next_digest()
+    outcome = record.outcome(
+        {"event": "tell", "id": proposal.id, "digest": digest},
+        lambda: population.score(genome or cycle.breed(proposal)),
+        lambda outcome: {"added": [int(status) for status in cycle.tell(Result(proposal.id, digest, outcome))]},
+    )
+    if genome is None and isinstance(outcome, Scores):
+        population.evaluation.remember(digest, outcome)
+    return outcome

@@ -1,0 +1,155 @@
+"""Everything a run needs, checked before anything is written: the run file, the plugins, the weights, the items."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minerua.config import RunConfig, read_yaml, validate
+from minerua.errors import CheckpointError, ConfigError, MineruaError, PluginError
+from minerua.evaluation import Task, deal
+from minerua.evolution.variants import VARIANTS, Variant
+from minerua.registry import Registry
+from minerua.values import EvaluatorSpec, MergeMethodSpec, ModelSpec
+from minerua.weights import Checkpoint, Expert, find_non_finite, open_checkpoint, open_expert
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that can start.
+
+    Args:
+        config: The run file.
+        variant: The variant's settings with the run file's own in their place.
+        model: How weights become callable.
+        merges: The merge methods whose merges join the experts as seeds.
+        base: The checkpoint that all experts share.
+        experts: The experts, in the run file's order.
+        tasks: The tasks with their items dealt out, in the run file's order.
+    """
+
+    config: RunConfig
+    variant: Variant
+    model: ModelSpec
+    merges: tuple[MergeMethodSpec, ...]
+    base: Checkpoint
+    experts: tuple[Expert, ...]
+    tasks: tuple[Task, ...]
+
+
+class _Faults(list[str]):
+    """Collects what is wrong, so that one message can say it all."""
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """Returns what a step returns, or `None` and keeps the faults of the error that it raised."""
+        try:
+            return step()
+        except MineruaError as error:
+            self += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
+            return None
+
+
+def prepare(path: str | Path, registry: Registry) -> Prepared:
+    """Reads a run file and opens everything that it names, without writing anything.
+
+    Args:
+        path: The run file; relative paths in it start at its folder.
+        registry: Where models, evaluators and merge methods are found.
+
+    Raises:
+        ConfigError: If anything at all stands in the way; every fault at once, those of the weights and the plugins
+            included.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    config, found = validate(content)
+    faults = _Faults(found)
+    model = _named(faults, registry.models, content.get("model"))
+    tasks = content.get("tasks")
+    names = [name for name in tasks if isinstance(name, str)] if isinstance(tasks, list) else []
+    evaluators = [spec for name in dict.fromkeys(names) if (spec := _named(faults, registry.evaluators, name))]
+    base, experts = _weights(faults, path.parent, content)
+    variant = _variant(config) if config else None
+    merges = [m for name in (variant.merges if variant else ()) if (m := _named(faults, registry.merge_methods, name))]
+    if config and variant:
+        faults += _disagreements(config, variant, model, evaluators, merges)
+    dealt = faults.attempt(lambda: deal(evaluators, config.splits.fractions, seed=config.seed)) if config else None
+    if faults or not (config and variant and model and base and dealt):
+        raise ConfigError(f"{path} cannot be run", faults)
+    return Prepared(config, variant, model, tuple(merges), base, tuple(experts), dealt)
+
+
+def _named(faults: _Faults, known: Mapping[str, T], name: Any) -> T | None:
+    if not isinstance(name, str):
+        return None  # missing or no text: the run file's validation says so
+    try:
+        return known[name]
+    except PluginError as error:
+        faults.append(error.message)
+        return None
+
+
+def _weights(faults: _Faults, folder: Path, content: Mapping[str, Any]) -> tuple[Checkpoint | None, list[Expert]]:
+    """Opens the base and the experts as far as the run file names them."""
+    named = content.get("base")
+    base = faults.attempt(lambda: _open_base(folder / named)) if isinstance(named, str) else None
+    experts = content.get("experts")
+    paths = experts if isinstance(experts, dict) else {}
+    opened = []
+    for name, path in paths.items():
+        if not isinstance(path, str):
+            continue
+        if base is None:  # nothing to compare with, but a broken file is still worth telling
+            faults.attempt(lambda path=path: open_checkpoint(folder / path))  # type: ignore[misc]
+        elif expert := faults.attempt(lambda name=name, path=path: open_expert(str(name), folder / path, base)):  # type: ignore[misc]
+            opened.append(expert)
+    return base, opened
+
+
+def _open_base(path: Path) -> Checkpoint:
+    base = open_checkpoint(path)
+    faults = find_non_finite(base)
+    if faults:
+        raise CheckpointError(f"the base at {path} holds numbers that are not finite", faults)
+    return base
+
+
+def _variant(config: RunConfig) -> Variant:
+    """Returns the variant's settings with those that the run file gives in their place."""
+    given = {f.name: getattr(config.evolution, f.name) for f in dataclasses.fields(Variant)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(VARIANTS[config.evolution.variant], **changes)
+
+
+def _disagreements(
+    config: RunConfig,
+    variant: Variant,
+    model: ModelSpec | None,
+    evaluators: list[EvaluatorSpec],
+    merges: list[MergeMethodSpec],
+) -> list[str]:
+    """Says which settings, each valid alone, do not go together."""
+    faults = []
+    if variant.mutation == "expert" and len(config.experts) != len(config.tasks):
+        faults.append(
+            f"evolution.mutation: 'expert' needs one expert per task, in the same order; found {len(config.experts)} experts "
+            f"and {len(config.tasks)} tasks"
+        )
+    for name in ("lower_bounds", "upper_bounds"):
+        bounds = getattr(config.evolution, name)
+        if bounds is not None and len(bounds) != len(config.tasks):
+            faults.append(f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks")
+    hungry = [merge.name for merge in merges if merge.uses_grams]
+    if hungry and model and model.activations is None:
+        faults.append(f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give")
+    blind = [evaluator.name for evaluator in evaluators if evaluator.inputs is None]
+    if hungry and blind:
+        faults.append(f"evolution.merges: {', '.join(hungry)} needs unlabelled inputs, which {', '.join(blind)} cannot give")
+    if hungry and len(config.experts) != len(config.tasks):
+        faults.append(f"evolution.merges: {', '.join(hungry)} needs one expert per task, in the same order")
+    return faults

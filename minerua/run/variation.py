@@ -1,0 +1,55 @@
+"""A variant's crossover and mutation, made of its draws and the subspace's algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minerua.evolution.cycle import Crossover, Mutation
+from minerua.evolution.operators import READINGS, crossover_coefficients
+from minerua.evolution.variants import Variant
+from minerua.values import Genome
+from minerua.weights import Subspace
+
+
+def crossover_of(variant: Variant, subspace: Subspace) -> Crossover:
+    """Returns the variant's crossover on genomes of a subspace."""
+    rows = len(subspace.segments) if variant.crossover_per_tensor else 1
+
+    def crossover(parents: Sequence[Genome], generator: np.random.Generator) -> Genome:
+        coefficients = crossover_coefficients(
+            generator, parents=len(parents), rows=rows, deviation=variant.crossover_deviation
+        )
+        return subspace.combine(parents, coefficients)
+
+    return crossover
+
+
+def mutation_of(variant: Variant, subspace: Subspace, experts: Sequence[Genome]) -> Mutation:
+    """Returns the variant's mutation on genomes of a subspace.
+
+    `expert` is the public code's reading: the active task's expert, its singular values multiplied by w ~ U[0, strength), is
+    added to the child. It differs from that code in three documented ways: the SVD is computed here instead of read from a
+    file that was never published, in float32 instead of bfloat16, and 1-D biases pass through instead of failing.
+    `gaussian` is the public code's default: noise on every value, here on the cores only.
+
+    Args:
+        variant: The settings.
+        subspace: The space of all genomes.
+        experts: One expert per task, in the order of the tasks; used by `expert`.
+    """
+    if variant.mutation == "none":
+        return lambda genome, generator, task: genome
+    if variant.mutation == "gaussian":
+        return lambda genome, generator, task: subspace.add_noise(genome, generator, variant.mutation_strength)
+    draw = READINGS["literal" if variant.mutation == "expert" else variant.mutation]
+
+    def scaled(genome: Genome, generator: np.random.Generator) -> Genome:
+        if not np.isfinite(genome.values).all():
+            return genome  # has no singular values; its evaluation fails with the reason
+        return subspace.scale_spectrum(genome, lambda count: draw(generator, count, variant.mutation_strength))
+
+    if variant.mutation == "expert":
+        return lambda genome, generator, task: subspace.add_cores(genome, scaled(experts[task], generator))
+    return lambda genome, generator, task: scaled(genome, generator)
