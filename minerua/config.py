@@ -135,7 +135,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: If it cannot be read, is no YAML, repeats a key, or holds something else than a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:

@@ -153,6 +153,10 @@ BROKEN_IMPORTS = {
     "is not Python": ("x = 1\n\ndef f(:\n", r"SyntaxError: .*broken\.py:3\)"),
     "leaves the program": ("import sys\nsys.exit('bye')", r"SystemExit: bye \(.*broken\.py:2\)"),
     "fails elsewhere": ("import json\njson.loads('{')", r"decoder\.py:\d+, reached from .*broken\.py:2\)"),
+    "raises an error of minerua": (
+        "from minerua.errors import UnknownName\nraise UnknownName('not here', ['nor there'])",
+        r"UnknownName: not here - nor there \(.*broken\.py:2\)",
+    ),
     "raises without words": ("raise KeyError", r"KeyError \(.*broken\.py:1\)"),
     "raises what cannot be read": (
         "class E(Exception):\n    def __str__(self): raise self\nraise E",
@@ -245,8 +249,12 @@ def test_a_malformed_distribution_is_quarantined_only_if_it_is_ours(site_package
 def test_a_distribution_without_metadata_is_still_accounted_for(site_packages: Any) -> None:
     site_packages.install("acme-losses", acme_losses=good("huber"))
     (site_packages.folder / "acme_losses-1.0.dist-info" / "METADATA").unlink()
-    (plugin,) = load(site_packages).plugins
-    assert (plugin.distribution, plugin.version, plugin.status) == ("unknown", "unknown", "ok")
+    site_packages.install("other-losses", other_losses=good("other"))
+    (site_packages.folder / "other_losses-1.0.dist-info" / "METADATA").write_text("no header at all")
+    assert [(p.name, p.distribution, p.version, p.status) for p in load(site_packages).plugins] == [
+        ("acme-losses", "unknown", "unknown", "ok"),
+        ("other-losses", "unknown", "unknown", "ok"),
+    ]
 
 
 def test_of_two_installations_of_one_distribution_the_first_counts(tmp_path: Path, site_packages: Any) -> None:
@@ -388,7 +396,7 @@ def test_an_unknown_name_tells_which_quarantined_or_disabled_plugins_might_have_
     )
     assert (
         quiet
-        == f"  - plugin 'quiet' (quiet-one 0.4) is disabled: the environment variable {DISABLED_VARIABLE} names it"
+        == f"  - plugin 'quiet' (quiet-one 0.4) is disabled: the environment variable {DISABLED_VARIABLE} is 'quiet'"
     )
 
 

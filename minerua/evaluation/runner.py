@@ -17,7 +17,7 @@ from minerua.evaluation.splits import Task
 from minerua.values import Failure, Scores, TaskScore
 
 REMEMBERED_MODELS = 20_000
-"""How many models' outcomes the cache keeps; the longest unused leave first. At a thousand items each that is 160 MB."""
+"""How many models' outcomes the cache keeps; the longest unused leave first. A thousand items each take 160 MB."""
 
 
 class _TimeLimitReached(BaseException):

@@ -77,8 +77,8 @@ def deal(evaluators: Sequence[EvaluatorSpec], fractions: Mapping[str, float], *,
         empty = [split for split in SPLITS if items and not dealt[split]]
         if empty:
             faults.append(
-                f"evaluator {evaluator.name!r}: its {len(items)} items leave {' and '.join(empty)} empty; give more items, or that split "
-                "a larger share"
+                f"evaluator {evaluator.name!r}: its {len(items)} items leave {' and '.join(empty)} empty; "
+                "give more items, or that split a larger share"
             )
         tasks.append(Task(evaluator, {split: tuple(ids) for split, ids in dealt.items()}))
     if faults:

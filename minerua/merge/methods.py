@@ -1,4 +1,4 @@
-"""Merge methods that need no model: weighted means of task vectors, and RegMean. Found through minerua's own entry point."""
+"""Merge methods that work tensor by tensor; the registry finds them through minerua's own entry point."""
 
 from __future__ import annotations
 

@@ -16,12 +16,13 @@ from typing import Any
 import pluggy
 
 from minerua import hookspecs
-from minerua.errors import BrokenPlugin, PluginError
+from minerua.errors import BrokenPlugin
 from minerua.registry.catalog import DISABLED_VARIABLE, Catalog, Plugin
 from minerua.registry.specs import KINDS, Kind, spec_faults, with_article
 from minerua.values import EvaluatorSpec, LossSpec, MergeMethodSpec, ModelSpec, OptimizerSpec, Skill
 
 OWN_DISTRIBUTION = "minerua"
+UNKNOWN = "unknown"
 MACHINERY = ("importlib", "_frozen_importlib", "_frozen_importlib_external", "pluggy", __name__)
 """Modules whose frames say nothing about where a plugin failed."""
 
@@ -119,12 +120,14 @@ def _given(plugin: object) -> _Candidate:
 
 
 def _candidates(distributions: Iterable[importlib.metadata.Distribution], group: str) -> list[_Candidate]:
-    found: dict[str, list[_Candidate]] = {}
+    every: list[_Candidate] = []
+    seen = set[str]()
     for distribution in distributions:
         candidates = _declared_by(distribution, group)
-        if candidates:
-            found.setdefault(_normalized(candidates[0].plugin.distribution), candidates)
-    every = [candidate for candidates in found.values() for candidate in candidates]
+        name = _normalized(candidates[0].plugin.distribution) if candidates else UNKNOWN
+        if name == UNKNOWN or name not in seen:  # two that lost their names are not thereby the same
+            every += candidates
+        seen.add(name)
     every.sort(key=lambda candidate: (candidate.plugin.name, candidate.plugin.distribution))
     return [_disabled_or_same(candidate) for candidate in every]
 
@@ -151,9 +154,9 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
     try:
         metadata = distribution.metadata
         present = [key in metadata for key in ("Name", "Version")]
-        return metadata["Name"] if present[0] else "unknown", metadata["Version"] if present[1] else "unknown"
+        return metadata["Name"] if present[0] else UNKNOWN, metadata["Version"] if present[1] else UNKNOWN
     except Exception:  # noqa: BLE001 - the word "unknown" says so wherever the plugin is named
-        return "unknown", "unknown"
+        return UNKNOWN, UNKNOWN
 
 
 def _normalized(name: str) -> str:
@@ -161,10 +164,11 @@ def _normalized(name: str) -> str:
 
 
 def _disabled_or_same(candidate: _Candidate) -> _Candidate:
-    names = {name.strip() for name in os.environ.get(DISABLED_VARIABLE, "").split(",")}
+    value = os.environ.get(DISABLED_VARIABLE, "")
+    names = {name.strip() for name in value.split(",")}
     own = _normalized(candidate.plugin.distribution) == OWN_DISTRIBUTION
     if candidate.plugin.name in names or ("all" in names and not own):
-        reason = f"the environment variable {DISABLED_VARIABLE} names it"
+        reason = f"the environment variable {DISABLED_VARIABLE} is {value!r}"
         return replace(candidate, plugin=replace(candidate.plugin, status="disabled", reason=reason))
     return candidate
 
@@ -278,7 +282,7 @@ def _call(manager: pluggy.PluginManager, kind: Kind) -> tuple[list[Any], list[st
 
 def _reason(error: BaseException, origin: str | None) -> str:
     """Returns type, message and place of an error in one line; never raises, whatever the error does."""
-    if isinstance(error, PluginError):
+    if isinstance(error, BrokenPlugin):
         return " ".join(f"{error.message}: {'; '.join(error.faults)}".rstrip(": ").split())
     try:
         message = " ".join(str(error).split())

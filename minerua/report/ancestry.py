@@ -1,4 +1,4 @@
-"""The best child's ancestors as a picture: the child at the top, its seeds at the bottom."""
+"""The best model's ancestors as a picture: the model at the top, its seeds at the bottom."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minerua.report.replay import Child
 from minerua.report.tables import Summary
 from minerua.report.words import counted, percent
 
-WIDTH, HEIGHT = 92.0, 40.0  # of a node, in pixels
-STEP_X, STEP_Y = 112.0, 72.0
+WIDTH, HEIGHT = 100.0, 40.0  # of a node, in pixels
+STEP_X, STEP_Y = 118.0, 72.0
 NAME = 12  # characters of a seed's name that fit a node
 
 Places = Mapping[str, tuple[float, float]]
@@ -29,7 +29,9 @@ def lineage_figure(summary: Summary, lineage: Lineage) -> Markup:
         for x, child in enumerate(row)
     }
     best = lineage.children[0]
-    title = f"Ancestors of {best.label}: {counted(lineage.total, 'ancestor')}, {counted(lineage.generations, 'generation')}"
+    title = (
+        f"Ancestors of {best.label}: {counted(lineage.total, 'ancestor')}, {counted(lineage.generations, 'generation')}"
+    )
     height = len(rows) * STEP_Y
     picture = element(
         "svg",

@@ -1,4 +1,4 @@
-"""The page's colours: one hue per task, and a ramp for quality that keeps its order in grey and for colour-blind eyes."""
+"""The page's colours: one hue per task, and a ramp for quality that keeps its order in grey and to every eye."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS: Final = 24
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The sign of each task beside its colour."""
 
-LIGHT_RAMP: Final = ("#dcead0", "#a5d6b4", "#5fb9b5", "#2f91b0", "#2465a3", "#26387f")
+LIGHT_RAMP: Final = ("#cfe6bf", "#9fd3b2", "#5fb9b5", "#2f91b0", "#2465a3", "#26387f")
 DARK_RAMP: Final = ("#27336b", "#275f9c", "#2b8fae", "#5cbcae", "#a9dba6", "#f4f3b4")
 
 # Okabe and Ito 2008, "Color universal design"; darkened on white and lightened on black to keep text readable
@@ -34,7 +34,9 @@ def variables(*, dark: bool) -> str:
     """Returns the colours of one theme as CSS custom properties: `--q0` … for the ramp, `--t0` … for the tasks."""
     ramp = [_between(DARK_RAMP if dark else LIGHT_RAMP, step / (LEVELS - 1)) for step in range(LEVELS)]
     tasks = DARK_TASKS if dark else LIGHT_TASKS
-    named = [f"--q{k}:{colour}" for k, colour in enumerate(ramp)] + [f"--t{k}:{colour}" for k, colour in enumerate(tasks)]
+    named = [f"--q{k}:{colour}" for k, colour in enumerate(ramp)] + [
+        f"--t{k}:{colour}" for k, colour in enumerate(tasks)
+    ]
     return ";".join(named)
 
 

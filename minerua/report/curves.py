@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,9 @@ def _figure(summary: Summary, name: str, meaning: str, measure: Measure, words: 
     scale = _Scale(end, ticks[-1])
     labels = _spread([scale.y(line[-1][1]) for line in lines])
     title = f"{name} of every archive over {end} evaluations"
-    drawn = [_line(summary, k, line, scale, label, words) for k, (line, label) in enumerate(zip(lines, labels, strict=True))]
+    drawn = [
+        _line(summary, k, line, scale, label, words) for k, (line, label) in enumerate(zip(lines, labels, strict=True))
+    ]
     return element(
         "figure",
         element("h3", name, element("small", f" {meaning}")),
@@ -99,8 +102,8 @@ def _axes(scale: _Scale, ticks: Sequence[float], words: Callable[[float], str]) 
         parts.append(element("path", d=f"M{LEFT:.0f} {y:.1f}H{WIDTH - RIGHT:.0f}", class_="rule"))
         parts.append(element("text", words(tick), x=LEFT - 7, y=y + 4, class_="end"))
     whole = [tick for tick in nice_ticks(scale.end) if tick <= scale.end and tick == int(tick)]
-    for tick in whole:
-        parts.append(element("text", f"{int(tick):,}", x=scale.x(tick), y=HEIGHT - BOTTOM + 18, class_="middle"))
+    y = HEIGHT - BOTTOM + 18
+    parts += [element("text", f"{int(tick):,}", x=scale.x(tick), y=y, class_="middle") for tick in whole]
     middle = scale.x(scale.end / 2)
     parts.append(element("text", "evaluations", x=middle, y=HEIGHT - 5, class_="middle"))
     return element("g", *parts, class_="axis")
@@ -141,7 +144,7 @@ def _spread(heights: Sequence[float], *, gap: float = 16.0) -> list[float]:
     """Moves labels apart until none covers another and all are inside; their order stays."""
     order = sorted(range(len(heights)), key=lambda k: heights[k])
     placed = list(heights)
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in itertools.pairwise(order):
         placed[below] = max(placed[below], placed[above] + gap)
     limit = HEIGHT - BOTTOM
     for k in reversed(order):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from minerua.report.colours import LEVELS, letter, level, task_class
 from minerua.report.markup import Markup, element, join
@@ -12,7 +12,7 @@ from minerua.report.words import percent
 from minerua.values import Elite
 
 SIDE = 300.0  # a map's longest side, in SVG units, which are pixels on a wide screen
-LEFT, TOP, BOTTOM, RIGHT = 50.0, 8.0, 44.0, 10.0
+LEFT, TOP, BOTTOM, RIGHT = 56.0, 8.0, 44.0, 10.0
 
 
 def archive_figure(summary: Summary, archive: ArchiveSummary) -> Markup:
@@ -24,25 +24,14 @@ def archive_figure(summary: Summary, archive: ArchiveSummary) -> Markup:
         "figure",
         element("h3", _sign(archive.task), task),
         element("p", numbers, class_="quiet"),
-        element("div", *_maps(summary, archive), class_="maps"),
+        element("div", *(_map(summary, archive, axes) for axes in _projections(archive)), class_="maps"),
         element("figcaption", _legend(archive, task)),
-        class_=f"archive n{_count(archive)} {task_class(archive.task)}",
+        class_=f"archive {task_class(archive.task)}",
     )
 
 
 def _sign(task: int) -> Markup:
     return element("span", letter(task), class_=f"sign {task_class(task)}", aria_hidden="true")
-
-
-def _count(archive: ArchiveSummary) -> int:
-    return max(len(archive.others) * (len(archive.others) - 1) // 2, 1)
-
-
-def _maps(summary: Summary, archive: ArchiveSummary) -> Iterable[Markup]:
-    if len(archive.others) == 1:
-        yield _map(summary, archive, (0,))
-    for axes in itertools.combinations(range(len(archive.others)), 2):
-        yield _map(summary, archive, axes)
 
 
 def _map(summary: Summary, archive: ArchiveSummary, axes: Sequence[int]) -> Markup:
@@ -59,6 +48,7 @@ def _map(summary: Summary, archive: ArchiveSummary, axes: Sequence[int]) -> Mark
         element("rect", x=LEFT, y=TOP, width=SIDE, height=height, class_="empty"),
         _lines(archive.bins, size, height, rows=len(axes) == 2),
         element("g", *cells, class_="cells"),
+        element("rect", class_="frame"),
         _marks(archive, axes, size, height),
         _axes(summary, archive, axes, height),
         viewBox=f"0 0 {LEFT + SIDE + RIGHT:.0f} {TOP + height + BOTTOM:.0f}",
@@ -72,6 +62,17 @@ def quality_range(archive: ArchiveSummary) -> tuple[float, float]:
     """Returns the lowest and highest quality in an archive: the ends of its colours; (0, 1) for an empty one."""
     qualities = [elite.means[archive.task] for elite in archive.elites]
     return (min(qualities), max(qualities)) if qualities else (0.0, 1.0)
+
+
+def shown_ids(archive: ArchiveSummary) -> set[int]:
+    """Returns the numbers of the elites that the archive's maps show."""
+    return {elite.id for axes in _projections(archive) for elite in _best_per_cell(archive, axes).values()}
+
+
+def _projections(archive: ArchiveSummary) -> list[tuple[int, ...]]:
+    """The pairs of axes that maps are drawn for; a single axis is a strip."""
+    axes = range(len(archive.others))
+    return [(0,)] if len(axes) == 1 else list(itertools.combinations(axes, 2))
 
 
 def _best_per_cell(archive: ArchiveSummary, axes: Sequence[int]) -> dict[tuple[int, ...], Elite]:
@@ -116,14 +117,16 @@ def _cell(
 
 
 def _lines(bins: int, size: float, height: float, *, rows: bool) -> Markup:
-    """The grid of empty cells, as one path."""
+    """The grid of empty cells, as one path; left out where its lines would cover the cells."""
+    if size < 4:
+        return Markup("")
     upright = "".join(f"M{LEFT + k * size:.1f} {TOP:.0f}v{height:.1f}" for k in range(1, bins))
-    level_ = "".join(f"M{LEFT:.0f} {TOP + k * size:.1f}h{SIDE:.0f}" for k in range(1, bins)) if rows else ""
-    return element("path", d=upright + level_, class_="grid")
+    across = "".join(f"M{LEFT:.0f} {TOP + k * size:.1f}h{SIDE:.0f}" for k in range(1, bins)) if rows else ""
+    return element("path", d=upright + across, class_="grid")
 
 
 def _marks(archive: ArchiveSummary, axes: Sequence[int], size: float, height: float) -> Markup:
-    """Experts as numbered rings, the best child as a star; those in one cell stand side by side."""
+    """Experts as numbered rings, the best model as a star; those in one cell stand side by side."""
     cells: dict[tuple[int, ...], list[str]] = {}
     experts = [name for name in archive.marks if name != BEST_ROW]
     for name, cell in archive.marks.items():
@@ -174,10 +177,12 @@ def _across(summary: Summary, archive: ArchiveSummary, task: int, y: float) -> M
 def _upward(summary: Summary, archive: ArchiveSummary, task: int, height: float) -> Markup:
     low, high = archive.bounds.lower[task], archive.bounds.upper[task]
     ticks = [
-        element("text", percent(low + part * (high - low)), x=LEFT - 6, y=TOP + height * (1 - part) + shift, class_="end")
+        element(
+            "text", percent(low + part * (high - low)), x=LEFT - 6, y=TOP + height * (1 - part) + shift, class_="end"
+        )
         for part, shift in ((0.0, 0.0), (0.5, 4.0), (1.0, 9.0))
     ]
-    turn = f"translate(12 {TOP + height / 2:.0f}) rotate(-90)"
+    turn = f"translate(10 {TOP + height / 2:.0f}) rotate(-90)"
     return join(*ticks, element("text", axis_name(summary, task), transform=turn, class_=f"name {task_class(task)}"))
 
 

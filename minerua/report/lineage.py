@@ -104,7 +104,7 @@ def _place(child: Child, depth: int, grid: list[list[Child]], row: int) -> None:
 
 def _ordered(grid: list[list[Child]]) -> list[list[Child]]:
     place: dict[str, float] = {}
-    ordered = []
+    ordered: list[list[Child]] = []
     for placed in grid:
         pulls = {child.digest: _pull(child, ordered, place) for child in placed}
         placed = sorted(placed, key=lambda child: (pulls[child.digest], child.id))

@@ -41,13 +41,13 @@ def _attribute(key: str, value: object) -> str:
 
 
 def number(value: object) -> str:
-    """Returns a value as text; a coordinate keeps one decimal, so that pictures stay small.
+    """Returns a value as text; a coordinate keeps two decimals, so that pictures stay small.
 
     Example:
         >>> number(1 / 3), number(2.0), number("a")
-        ('0.3', '2', 'a')
+        ('0.33', '2', 'a')
     """
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def join(*content: object) -> Markup:
@@ -58,11 +58,11 @@ def join(*content: object) -> Markup:
 
 
 def embedded_json(value: Any) -> Markup:
-    """Returns JSON that is safe inside a `<script>` element: no `<`, `>` or `&` is left in it.
+    r"""Returns JSON that is safe inside a `<script>` element: no `<`, `>` or `&` is left in it.
 
     Example:
         >>> embedded_json("</script>")
-        '"\\\\u003c/script\\\\u003e"'
+        '"\\u003c/script\\u003e"'
     """
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -27,7 +27,8 @@ function meter(label, part, task) {
 }
 
 function origin(model) {
-  if (model.seed) return "A seed.";
+  if (model.origin === "seed") return "A seed.";
+  if (model.origin === "merge") return "Merge of " + (model.parents.join(", ") || "unknown models") + ".";
   const active = model.task === null ? "" : " In the archive of " + tasks[model.task] + ".";
   return "Child of " + model.parents.join(" and ") + "." + active;
 }
@@ -45,6 +46,14 @@ function fill(card, id) {
   shares.append(make("p", "Share of ancestry in %"));
   model.shares.slice(0, 5).forEach(([name, share]) => shares.append(meter(name, share)));
   card.replaceChildren(who, scores, shares);
+}
+
+// A frame of its own, drawn over all cells: a cell's neighbours would cover its outline.
+function frame(section, id) {
+  for (const picture of section.querySelectorAll(".heat")) {
+    const cell = picture.querySelector(`[data-c="${id}"]`), edge = picture.querySelector(".frame");
+    for (const name of ["x", "y", "width", "height"]) edge.setAttribute(name, cell ? cell.getAttribute(name) : 0);
+  }
 }
 
 function nearest(spots, from, key) {
@@ -65,6 +74,7 @@ for (const section of document.querySelectorAll(".explore")) {
   let chosen = first;
   const show = (id) => {
     fill(card, id);
+    frame(section, id);
     for (const spot of section.querySelectorAll("[data-c]")) spot.classList.toggle("on", spot.dataset.c === String(id));
   };
   const choose = (spot) => { chosen = spot.dataset.c; show(chosen); };

@@ -7,7 +7,7 @@ from importlib.resources import files
 from minerua.report.ancestry import lineage_figure
 from minerua.report.colours import classes, letter, task_class, variables
 from minerua.report.curves import curve_figures
-from minerua.report.heat import archive_figure
+from minerua.report.heat import archive_figure, shown_ids
 from minerua.report.lineage import CAP
 from minerua.report.markup import Markup, element, embedded_json, join
 from minerua.report.replay import Child
@@ -36,7 +36,9 @@ def render_page(summary: Summary) -> str:
         element("title", f"{title} · minerua"),
         element("style", _style()),
     )
-    body = element("body", _header(summary, title), element("main", *_sections(summary)), _footer(summary), _script(summary))
+    body = element(
+        "body", _header(summary, title), element("main", *_sections(summary)), _footer(summary), _script(summary)
+    )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
@@ -82,7 +84,7 @@ def _figures(summary: Summary) -> list[Markup]:
         cells = sum(archive.bins ** len(archive.others) for archive in summary.archives)
         shown.append((f"{percent(elites / cells)} %", "of all cells occupied", f"{elites:,} of {cells:,}"))
     if summary.lineage is not None:
-        shown.append((str(summary.lineage.generations), "generations to the best child", ""))
+        shown.append((str(summary.lineage.generations), "generations to the best model", ""))
     return [
         element("div", element("dt", label), element("dd", value, element("small", note) if note else None))
         for value, label, note in shown
@@ -99,9 +101,9 @@ def _final(summary: Summary) -> Markup | None:
     if not summary.rows:
         return None
     note = (
-        "Test accuracy in percent, 95 % intervals below (Wilson per task). Evolution optimised the search items and "
-        "the select items chose the model, so those two columns flatter it. Differences are paired: both models "
-        "answered the same items. A grey difference is one that these items cannot tell from zero."
+        "Test accuracy in percent, 95 % intervals below (Wilson per task). Evolution optimised the search items, and "
+        "the select items helped to choose the model, so those two columns flatter it. Differences are paired: both "
+        "models answered the same items. A grey difference is one that these items cannot tell from zero."
     )
     return element("section", element("h2", "Final scores"), element("p", note, class_="note"), final_table(summary))
 
@@ -113,11 +115,13 @@ def _archives(summary: Summary) -> Markup | None:
     shape = {
         2: "Each cell is a range of scores on the other task and holds the best model found there.",
         3: "Each cell is a range of scores on the two other tasks and holds the best model found there.",
-        4: "Each map is a projection onto two of the other tasks: it shows the best of all elites that fall into a cell, so "
-        "one map alone may hide elites that another shows.",
+        4: "Each map is a projection onto two of the other tasks: it shows the best of all elites that fall into a "
+        "cell, so one map alone may hide elites that another shows.",
     }[kind]
     rest = "Scores beyond an axis fall into its outermost cells. Point at a cell or choose it to see its model."
-    maps = element("div", *(archive_figure(summary, archive) for archive in summary.archives), class_=f"archives k{kind}")
+    maps = element(
+        "div", *(archive_figure(summary, archive) for archive in summary.archives), class_=f"archives k{kind}"
+    )
     return element(
         "section",
         element("h2", "Archives"),
@@ -133,7 +137,7 @@ def _marks_legend(summary: Summary) -> Markup:
     experts = [name for name in summary.archives[0].marks if name != BEST_ROW]
     marks = [element("li", element("span", str(k), class_="ring"), name) for k, name in enumerate(experts, 1)]
     if BEST_ROW in summary.archives[0].marks and summary.best is not None:
-        marks.append(element("li", element("span", "★", class_="ring star"), f"best child, {summary.best.label}"))
+        marks.append(element("li", element("span", "★", class_="ring star"), f"best model, {summary.best.label}"))
     return element("ul", *marks, class_="marks-legend", aria_label="Marks: where the scores of these models fall")
 
 
@@ -156,14 +160,18 @@ def _lineage(summary: Summary) -> Markup | None:
     lineage = summary.lineage
     if lineage is None or not lineage.children[0].parents:
         return None
-    note = f"The best child has {counted(lineage.total, 'ancestor')} over {counted(lineage.generations, 'generation')}. "
+    ancestors, generations = counted(lineage.total, "ancestor"), counted(lineage.generations, "generation")
+    note = f"The best model, {lineage.children[0].label}, has {ancestors} over {generations}. "
     if lineage.hidden:
         note += f"Shown are the seeds and the nearest, up to {CAP}; {lineage.hidden} more are left out. "
     note += "Each shows its average search score; the letter names the archive that its parents came from."
-    legend = [element("li", element("span", letter(k), class_=f"sign {task_class(k)}"), t) for k, t in enumerate(summary.tasks)]
+    legend = [
+        element("li", element("span", letter(k), class_=f"sign {task_class(k)}"), t)
+        for k, t in enumerate(summary.tasks)
+    ]
     return element(
         "section",
-        element("h2", "Lineage of the best child"),
+        element("h2", "Lineage of the best model"),
         element("p", note, class_="note"),
         element("ul", *legend, class_="marks-legend"),
         lineage_figure(summary, lineage),
@@ -176,7 +184,9 @@ def _failures(summary: Summary) -> Markup | None:
     if not summary.failures:
         return None
     count = sum(len(group.who) for group in summary.failures)
-    return element("section", element("h2", "Failures"), element("p", _failure_note(count), class_="note"), failure_list(summary))
+    return element(
+        "section", element("h2", "Failures"), element("p", _failure_note(count), class_="note"), failure_list(summary)
+    )
 
 
 def _failure_note(count: int) -> str:
@@ -193,9 +203,9 @@ def _footer(summary: Summary) -> Markup:
 
 def _cards(summary: Summary) -> dict[str, object]:
     """What the script shows of each model on the page: those in cells and those in the lineage."""
-    ids = {elite.id for archive in summary.archives for elite in archive.elites}
+    ids = {id for archive in summary.archives for id in shown_ids(archive)}
     ids |= {child.id for child in summary.lineage.children} if summary.lineage else set()
-    everyone = (*summary.seeds, *summary.children)
+    everyone = (*summary.seeds, *summary.children, *([summary.best] if summary.best is not None else ()))
     labels: dict[str, str] = {}
     for child in everyone:
         labels.setdefault(child.digest, child.label)
@@ -210,7 +220,7 @@ def _model(child: Child, labels: dict[str, str], summary: Summary) -> dict[str, 
     return {
         "label": child.label,
         "digest": child.digest,
-        "seed": child.name is not None,
+        "origin": child.origin,
         "task": summary.tasks.index(child.task) if child.task in summary.tasks else None,
         "means": [round(mean, 4) for mean in child.means or ()],
         "parents": [labels[parent] for parent in child.parents],

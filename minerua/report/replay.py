@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from minerua.errors import JournalError
 from minerua.evolution import Archive, ArchiveStats, Bounds, decode_outcome
@@ -23,17 +23,19 @@ class Child:
     Args:
         id: Its number; seeds come first.
         digest: The name of its genome.
-        name: A seed's name; `None` for a child.
+        origin: `seed`, `child`, or `merge` for a model that was merged from others after evolution.
+        name: A seed's or merge's name; `None` for a child.
         expert: Whether it is one of the experts.
-        task: Name of the archive that its parents came from; `None` for a seed.
+        task: Name of the archive that its parents came from; `None` for others than children.
         parents: The parents' digests.
         means: Shape (K,); its mean outcome per task on the search split, or `None` if it could not be scored.
         failure: Why it could not be scored.
-        shares: Seed's name → the part of the ancestry that leads to it, each parent counted as one half; sums to 1.
+        shares: Seed's name → the part of the ancestry that leads to it, each parent counting the same; sums to 1.
     """
 
     id: int
     digest: str
+    origin: Literal["seed", "child", "merge"]
     name: str | None
     expert: bool
     task: str | None
@@ -44,7 +46,7 @@ class Child:
 
     @property
     def label(self) -> str:
-        """What people call it: a seed's name, or `#` and the number."""
+        """What people call it: a seed's or merge's name, or `#` and the number."""
         return self.name if self.name is not None else f"#{self.id}"
 
     @property
@@ -168,7 +170,7 @@ class Replay:
         origin = self._asked.pop(event["id"], None)
         if origin is None:
             raise JournalError(f"child {event['id']} was told, and nobody asked for it")
-        child = self._enter(event, self._outcome(event), origin=origin, shares=self._shares(origin["parents"]))
+        child = self._enter(event, self._outcome(event), origin=origin, shares=self.shares(origin["parents"]))
         self.evaluations += 1
         added = self._offer(child)
         if added != list(event["added"]):
@@ -209,6 +211,7 @@ class Replay:
         child = Child(
             id=int(event["id"]),
             digest=str(event.get("digest") or ""),
+            origin="seed" if origin is None else "child",
             name=name,
             expert=expert,
             task=None if origin is None else str(origin["task"]),
@@ -227,7 +230,12 @@ class Replay:
             return [0] * len(self.archives)
         return [int(archive.add(child.id, child.digest, child.means)[0]) for archive in self.archives]
 
-    def _shares(self, parents: Sequence[str]) -> dict[str, float]:
+    def shares(self, parents: Sequence[str]) -> dict[str, float]:
+        """Returns the ancestry of a model with these parents: seed's name → part, each parent counting the same.
+
+        Raises:
+            JournalError: If the journal does not know a parent.
+        """
         shares: dict[str, float] = {}
         for digest in parents:
             if digest not in self.by_digest:

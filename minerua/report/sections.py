@@ -78,7 +78,9 @@ def _lead(row: Row, summary: Summary, span: tuple[float, float]) -> tuple[Markup
     sure = row.lead.lower > 0 or row.lead.upper < 0
     small = element("small", lead_words(row.lead))
     text = element("td", points(row.lead.mean), small, class_="num" if sure else "num unsure")
-    return text, element("td", _bar(row.lead, span, f"{points(row.lead.mean)} points, {lead_words(row.lead)}", zero=True))
+    return text, element(
+        "td", _bar(row.lead, span, f"{points(row.lead.mean)} points, {lead_words(row.lead)}", zero=True)
+    )
 
 
 def _bar(interval: Interval, span: tuple[float, float], title: str, *, zero: bool = False) -> Markup:
@@ -105,7 +107,11 @@ def failure_list(summary: Summary) -> Markup:
     """Returns the failures, grouped by reason, the most frequent first."""
     shown = [_failure(group) for group in summary.failures[:GROUPS]]
     rest = summary.failures[GROUPS:]
-    more = element("p", f"{counted(len(rest), 'further reason')}, {sum(len(g.who) for g in rest)} times.") if rest else None
+    more = (
+        element("p", f"{counted(len(rest), 'further reason')}, {sum(len(g.who) for g in rest)} times.")
+        if rest
+        else None
+    )
     return join(element("ul", *shown, class_="failures"), more)
 
 

@@ -1,4 +1,4 @@
-"""A run in numbers: what the journal says about archives, models, failures and the best child's ancestors."""
+"""A run in numbers: what the journal says about archives, models, failures and the best model's ancestors."""
 
 from __future__ import annotations
 
@@ -100,8 +100,9 @@ class Summary:
         rows: The final table, the highest mean test score first.
         chosen: Name of the row that the others are compared with: `best`, or without it the row with the highest mean
             on the select split; `None` without rows. Test scores take no part in the choice.
-        best: The best child: the one that the journal names, in an unfinished run the highest mean on the search split.
-        lineage: The best child's ancestors.
+        best: The best model: the one that the journal names, which may be a seed, a child or a merge of the archives'
+            best; in an unfinished run the highest mean on the search split.
+        lineage: The best model's ancestors.
     """
 
     version: str
@@ -125,10 +126,6 @@ class Summary:
         """Returns the row with this name, or `None`."""
         return next((row for row in self.rows if row.name == name), None)
 
-    def child(self, digest: str) -> Child | None:
-        """Returns the first seed or child whose genome has this name, or `None`."""
-        return next((child for child in (*self.seeds, *self.children) if child.digest == digest), None)
-
 
 def summarise(events: Sequence[Event]) -> Summary:
     """Returns a run in numbers, from its journal alone.
@@ -145,7 +142,7 @@ def summarise(events: Sequence[Event]) -> Summary:
     replay = Replay(events)
     best = _best(replay)
     rows, chosen = _rows(replay)
-    seeds = tuple(child for child in replay.children if child.name is not None)
+    seeds = tuple(child for child in replay.children if child.origin == "seed")
     return Summary(
         version=str(replay.run.get("minerua", "unknown")),
         config=replay.run.get("config") or {},
@@ -153,7 +150,7 @@ def summarise(events: Sequence[Event]) -> Summary:
         items={t: {s: len(ids) for s, ids in splits.items()} for t, splits in replay.items.items()},
         experts=tuple(replay.run.get("experts") or {}) or tuple(seed.label for seed in seeds if seed.expert),
         seeds=seeds,
-        children=tuple(child for child in replay.children if child.name is None),
+        children=tuple(child for child in replay.children if child.origin == "child"),
         evaluations=replay.evaluations,
         pending=replay.pending,
         unfinished=_unfinished(replay),
@@ -162,16 +159,41 @@ def summarise(events: Sequence[Event]) -> Summary:
         rows=rows,
         chosen=chosen,
         best=best,
-        lineage=None if best is None else lineage_of(best.digest, replay.by_digest),
+        lineage=None if best is None else lineage_of(best.digest, {**replay.by_digest, best.digest: best}),
     )
 
 
 def _best(replay: Replay) -> Child | None:
-    named = None if replay.end is None else replay.by_digest.get(str(replay.end.get("best")))
-    if named is not None and named.means is not None:
-        return named
+    named = None if replay.end is None else str(replay.end.get("best"))
+    if named is not None and (known := replay.by_digest.get(named) or _merge(replay, named)) is not None:
+        return known
     scored = [child for child in replay.by_digest.values() if child.means is not None]
     return max(scored, key=lambda child: (child.mean or 0.0, child.id), default=None)
+
+
+def _merge(replay: Replay, digest: str) -> Child | None:
+    """A final row that is neither seed nor child, as a child of what it was merged from, where that is known."""
+    names = [row for row in replay.finals if _digest(replay, row) == digest]
+    if not names:
+        return None
+    name = min(names, key=lambda name: name == BEST_ROW)  # its own name rather than that of the result
+    parents = {
+        "aggregate": [archive.best().digest for archive in replay.archives if len(archive)],
+        "mean": [child.digest for child in replay.children if child.expert and child.means is not None],
+    }.get(name, [])
+    _, outcome = replay.finals[name].get("search", ("", None))
+    return Child(
+        id=1 + max((child.id for child in replay.children), default=-1),
+        digest=digest,
+        origin="merge",
+        name=name,
+        expert=False,
+        task=None,
+        parents=tuple(parents),
+        means=outcome.means if isinstance(outcome, Scores) else None,
+        failure=None,
+        shares=replay.shares(parents),
+    )
 
 
 def _unfinished(replay: Replay) -> tuple[str, ...]:
@@ -189,7 +211,7 @@ def _unfinished(replay: Replay) -> tuple[str, ...]:
 
 def _archive(replay: Replay, task: int, best: Child | None) -> ArchiveSummary:
     archive, bounds = replay.archives[task], replay.bounds
-    assert bounds is not None  # noqa: S101 -- archives exist only with bounds; for the type checker
+    assert bounds is not None, "archives exist only with bounds"
     return ArchiveSummary(
         task=task,
         others=archive.others,
@@ -301,7 +323,8 @@ def table_json(summary: Summary) -> dict[str, Any]:
 
 def _row_json(row: Row, tasks: Sequence[str]) -> dict[str, Any]:
     named = None if row.tasks is None else dict(zip(tasks, row.tasks, strict=True))
-    return asdict(row) | {"tasks": named and {task: asdict(interval) for task, interval in named.items()}}
+    scores = None if named is None else {task: asdict(interval) for task, interval in named.items()}
+    return asdict(row) | {"tasks": scores}
 
 
 def _archive_json(archive: ArchiveSummary, tasks: Sequence[str]) -> dict[str, Any]:
@@ -320,6 +343,7 @@ def _child_json(child: Child) -> dict[str, Any]:
         "id": child.id,
         "digest": child.digest,
         "label": child.label,
+        "origin": child.origin,
         "task": child.task,
         "parents": list(child.parents),
         "means": None if child.means is None else list(child.means),

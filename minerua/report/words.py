@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from minerua.report.intervals import Interval
+from minerua.report.replay import Child
 from minerua.report.tables import Row, Summary
 
 MEAN_ROWS = ("mean", "average", "mean-merge", "mean merge")
@@ -76,15 +77,27 @@ def _sentences(summary: Summary) -> Iterable[str]:
 
 
 def _without_rows(summary: Summary) -> Iterable[str]:
-    if summary.best is not None:
+    best = summary.best
+    if best is not None:
         yield (
-            f"So far {_who(summary.best.label, seed=summary.best.name is not None)} is best: {percent(summary.best.mean)} % on average over the tasks. "
-            "That is measured on the items that evolution optimised, and therefore too high; no test item has been used."
+            f"So far {_who(best)} is best: {percent(best.mean)} % on average over the tasks. That is "
+            "measured on the items that evolution optimised, and tends to be too high; no test item has been used."
         )
 
 
-def _who(label: str, *, seed: bool) -> str:
-    return f"the seed “{label}”" if seed else f"child {label}"
+def _who(child: Child) -> str:
+    names = {"seed": f"the seed “{child.label}”", "merge": f"the merge “{child.label}”"}
+    return names.get(child.origin, f"child {child.label}")
+
+
+def _identity(summary: Summary, chosen: Row) -> Iterable[str]:
+    best = summary.best
+    if best is None or best.digest != chosen.digest:
+        return
+    if best.origin == "seed":
+        yield f"It is {_who(best)}: no child was chosen over it."
+    elif best.label != chosen.name:
+        yield f"It is {_who(best)}."
 
 
 def _result(summary: Summary, chosen: Row, mean: Interval) -> Iterable[str]:
@@ -94,6 +107,7 @@ def _result(summary: Summary, chosen: Row, mean: Interval) -> Iterable[str]:
         f"{on} “{chosen.name}” scores {percent(mean.mean)} % on average over the tasks "
         f"(95 % interval {interval_words(mean)})."
     )
+    yield from _identity(summary, chosen)
     for rival, role in _rivals(summary, chosen):
         yield from _comparison(chosen, mean, rival, role)
 
@@ -193,7 +207,9 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with names flush left and numbers flush right."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(w) if not k else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if not k else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in [head, *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)

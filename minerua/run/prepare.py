@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,8 +106,8 @@ def _weights(faults: _Faults, folder: Path, content: Mapping[str, Any]) -> tuple
         if not isinstance(path, str):
             continue
         if base is None:  # nothing to compare with, but a broken file is still worth telling
-            faults.attempt(lambda path=path: open_checkpoint(folder / path))  # type: ignore[misc]
-        elif expert := faults.attempt(lambda name=name, path=path: open_expert(str(name), folder / path, base)):  # type: ignore[misc]
+            faults.attempt(partial(open_checkpoint, folder / path))
+        elif expert := faults.attempt(partial(open_expert, str(name), folder / path, base)):
             opened.append(expert)
     return base, opened
 
@@ -137,19 +138,25 @@ def _disagreements(
     faults = []
     if variant.mutation == "expert" and len(config.experts) != len(config.tasks):
         faults.append(
-            f"evolution.mutation: 'expert' needs one expert per task, in the same order; found {len(config.experts)} experts "
-            f"and {len(config.tasks)} tasks"
+            "evolution.mutation: 'expert' needs one expert per task, in the same order; "
+            f"found {len(config.experts)} experts and {len(config.tasks)} tasks"
         )
     for name in ("lower_bounds", "upper_bounds"):
         bounds = getattr(config.evolution, name)
         if bounds is not None and len(bounds) != len(config.tasks):
-            faults.append(f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks")
+            faults.append(
+                f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks"
+            )
     hungry = [merge.name for merge in merges if merge.uses_grams]
     if hungry and model and model.activations is None:
-        faults.append(f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give")
+        faults.append(
+            f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give"
+        )
     blind = [evaluator.name for evaluator in evaluators if evaluator.inputs is None]
     if hungry and blind:
-        faults.append(f"evolution.merges: {', '.join(hungry)} needs unlabelled inputs, which {', '.join(blind)} cannot give")
+        faults.append(
+            f"evolution.merges: {', '.join(hungry)} needs unlabelled inputs, which {', '.join(blind)} cannot give"
+        )
     if hungry and len(config.experts) != len(config.tasks):
         faults.append(f"evolution.merges: {', '.join(hungry)} needs one expert per task, in the same order")
     return faults

@@ -47,7 +47,8 @@ class Record:
         differences = _differences(past, json.loads(json.dumps(event)))
         if differences:
             raise JournalError(
-                f"{self._journal.path} belongs to another run: what this run does next is not what stands there", differences
+                f"{self._journal.path} belongs to another run: what this run does next is not what stands there",
+                differences,
             )
 
     def outcome(

@@ -10,8 +10,8 @@ import numpy as np
 
 from minerua.errors import ConfigError
 from minerua.run.prepare import Prepared
-from minerua.values import Genome
-from minerua.weights import Subspace, TaskVector, apply, dense
+from minerua.values import Genome, MergeMethodSpec
+from minerua.weights import Delta, Factors, Subspace, TaskVector, apply, dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,3 +64,29 @@ def _grams(prepared: Prepared, expert: int) -> Mapping[str, np.ndarray]:
     weights = apply(prepared.base, prepared.experts[expert].task_vector)
     seen = model.activations(model.build(weights), task.evaluator.inputs(task.ids["search"]))
     return {name: x.T.astype(np.float64) @ x for name, x in seen.items()}
+
+
+def _merge(
+    prepared: Prepared,
+    method: MergeMethodSpec,
+    vectors: Sequence[TaskVector],
+    grams: Sequence[Mapping[str, np.ndarray]],
+    name: str,
+) -> Delta:
+    """Merges one tensor; low-rank changes stay low-rank where the method leaves their columns alone."""
+    zero = np.zeros(prepared.base.tensor(name).shape, np.float32)
+    deltas = [vector.get(name) for vector in vectors]
+    known = [g[name] for g in grams if name in g]
+    matrices = known if method.uses_grams and len(known) == len(vectors) else None
+    merged = method.merge([zero if d is None else dense(d) for d in deltas], [1.0] * len(vectors), matrices)
+    spans = [delta.left for delta in deltas if isinstance(delta, Factors)]
+    return _compress(merged, spans) if spans and len(spans) == sum(d is not None for d in deltas) else merged
+
+
+def _compress(delta: np.ndarray, spans: Sequence[np.ndarray]) -> Delta:
+    """Returns a change as factors if its columns lie in the span of the given ones, as it is if not."""
+    basis, _ = np.linalg.qr(np.concatenate(spans, axis=1).astype(np.float64))
+    right = basis.T @ delta
+    if basis.shape[1] >= min(delta.shape) or np.linalg.norm(basis @ right - delta) > 1e-5 * np.linalg.norm(delta):
+        return delta
+    return Factors(basis.astype(np.float32), right.astype(np.float32))

@@ -29,10 +29,10 @@ def crossover_of(variant: Variant, subspace: Subspace) -> Crossover:
 def mutation_of(variant: Variant, subspace: Subspace, experts: Sequence[Genome]) -> Mutation:
     """Returns the variant's mutation on genomes of a subspace.
 
-    `expert` is the public code's reading: the active task's expert, its singular values multiplied by w ~ U[0, strength), is
-    added to the child. It differs from that code in three documented ways: the SVD is computed here instead of read from a
-    file that was never published, in float32 instead of bfloat16, and 1-D biases pass through instead of failing.
-    `gaussian` is the public code's default: noise on every value, here on the cores only.
+    `expert` is the public code's reading: the active task's expert, its singular values multiplied by w ~ U[0,
+    strength), is added to the child. It differs from that code in three documented ways: the SVD is computed here
+    instead of read from a file that was never published, in float32 instead of bfloat16, and 1-D biases pass through
+    instead of failing. `gaussian` is the public code's default: noise on every value, here on the cores only.
 
     Args:
         variant: The settings.

@@ -4,7 +4,7 @@ from minerua.weights.adapter import Adapter, Factors, is_adapter, open_adapter
 from minerua.weights.checkpoint import Checkpoint, compare, find_non_finite, open_checkpoint
 from minerua.weights.materialise import Child, apply, materialise, read_genome, save_adapter, save_child
 from minerua.weights.subspace import Core, Mix, Subspace
-from minerua.weights.task_vector import Expert, TaskVector, dense, is_floating, open_expert
+from minerua.weights.task_vector import Delta, Expert, TaskVector, dense, is_floating, open_expert
 from minerua.weights.writer import remove_partials, write_adapter, write_bytes, write_checkpoint
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Child",
     "Core",
+    "Delta",
     "Expert",
     "Factors",
     "Mix",

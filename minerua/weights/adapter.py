@@ -69,6 +69,11 @@ class Factors(NamedTuple):
     Args:
         left: Shape (m, r), float32, the adapter's scaling folded in.
         right: Shape (r, n), float32.
+
+    Example:
+        >>> left, right = Factors(np.ones((4, 1), np.float32), np.ones((1, 3), np.float32))
+        >>> (left @ right).shape
+        (4, 3)
     """
 
     left: np.ndarray
@@ -132,7 +137,8 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> Adapter:
     (a path, its end after a dot, or a pattern). The scaling is alpha / r, with `use_rslora` alpha / √r. Factors are
     transposed where the base stores a weight as (inputs, outputs), as GPT-2's Conv1D does: where `fan_in_fan_out`
     says so and the shapes allow it, and where only this way the shapes fit, because PEFT too decides by the kind of
-    the layer. `base_model_name_or_path` is not used.
+    the layer. Where one module's shapes contradict `fan_in_fan_out`, an adapter mixes both kinds, and its square
+    weights are refused: nothing on disk says which kind they are. `base_model_name_or_path` is not used.
 
     Args:
         folder: Holds `adapter_config.json` and `adapter_model.safetensors`, whose keys are `<module
@@ -148,15 +154,23 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> Adapter:
             infinity; lists all faults (the first 100).
 
     Example:
-        >>> open_adapter("adapters/coder", open_checkpoint("base")).factors  # doctest: +SKIP
+        >>> import tempfile
+        >>> from minerua.weights.writer import write_adapter, write_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(f"{folder}/base.safetensors", {"q.weight": np.zeros((4, 3), np.float32)})
+        ...     pair = Factors(np.ones((4, 1), np.float32), np.ones((1, 3), np.float32))
+        ...     write_adapter(f"{folder}/coder", {"q.weight": pair}, rank=1)
+        ...     list(open_adapter(f"{folder}/coder", open_checkpoint(f"{folder}/base.safetensors")).factors)
+        ['q.weight']
     """
     folder = Path(folder)
     config, faults = _read_config(folder)
     pairs, more = _read_pairs(folder)
     faults += more
     factors: dict[str, Factors] = {}
+    is_mixed = any(_ways(pair, config, base) == [not config.get("fan_in_fan_out")] for pair in pairs)
     for pair in pairs:
-        fitted, more = _fitted(pair, config, base)
+        fitted, more = _fitted(pair, config, base, is_mixed=is_mixed)
         faults += more
         if fitted is not None:
             factors[f"{pair.module}.weight"] = fitted
@@ -240,16 +254,20 @@ def _is_alpha(value: object) -> bool:
 
 def _is_regex(pattern: str) -> bool:
     try:
-        re.compile(pattern)
+        _pattern(pattern)
     except (re.error, RecursionError, OverflowError):
         return False
     return True
 
 
+def _pattern(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
+
+
 def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """Returns the value of the first pattern that matches a module path, by PEFT's rule, or the default."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _pattern(pattern).match(module):
             return value
     return default
 
@@ -294,7 +312,9 @@ def _foreign(name: str) -> str:
     return "not a factor of a linear layer: expected <module path>.lora_A.weight or .lora_B.weight"
 
 
-def _fitted(pair: _Pair, config: Mapping[str, Any], base: Checkpoint) -> tuple[Factors | None, list[str]]:
+def _fitted(
+    pair: _Pair, config: Mapping[str, Any], base: Checkpoint, *, is_mixed: bool
+) -> tuple[Factors | None, list[str]]:
     """Returns a module's factors with the scaling folded in, or what keeps them from fitting the base."""
     name, down, up = f"{pair.module}.weight", pair.down, pair.up
     place = f"module {shown(pair.module)}"
@@ -303,9 +323,12 @@ def _fitted(pair: _Pair, config: Mapping[str, Any], base: Checkpoint) -> tuple[F
         return None, [f"{place}: {shapes}; expected (r, n) and (m, r)"]
     if name not in base.specs:
         return None, [f"{place}: the base {base.path} has no tensor {shown(name)}{_near(name, base)}"]
-    transposed = _is_transposed(pair, base.specs[name].shape, prefer=bool(config.get("fan_in_fan_out")))
-    if transposed is None:
+    ways = _ways(pair, config, base)
+    if not ways:
         return None, [f"{place}: {shapes}; their product does not fit the base's {list(base.specs[name].shape)}"]
+    if is_mixed and len(ways) > 1:
+        reason = "square, and other modules contradict fan_in_fan_out: nothing says whether it is stored transposed"
+        return None, [f"{place}: {reason}; merge it into its base with PEFT and use the whole model"]
     rank = _usable(config, "rank_pattern", "r", pair.module, _is_rank)
     alpha = _usable(config, "alpha_pattern", "lora_alpha", pair.module, _is_alpha)
     if rank is None or alpha is None:
@@ -313,7 +336,7 @@ def _fitted(pair: _Pair, config: Mapping[str, Any], base: Checkpoint) -> tuple[F
     if rank != down.shape[0]:
         return None, [f"{place}: {shapes}, of rank {down.shape[0]}; the configuration says {rank}"]
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return _scaled(pair, scaling, transposed=transposed)
+    return _scaled(pair, scaling, transposed=ways[0])
 
 
 def _usable(config: Mapping[str, Any], patterns: str, default: str, module: str, is_valid: Any) -> Any:
@@ -334,11 +357,14 @@ def _near(name: str, base: Checkpoint) -> str:
     return ""
 
 
-def _is_transposed(pair: _Pair, shape: tuple[int | str, ...], *, prefer: bool) -> bool | None:
-    """Whether the base stores the weight as (inputs, outputs), or None if the product fits neither way."""
+def _ways(pair: _Pair, config: Mapping[str, Any], base: Checkpoint) -> list[bool]:
+    """Returns whether the base stores the weight as (inputs, outputs): what fits, the configured answer first."""
+    spec = base.specs.get(f"{pair.module}.weight")
+    if spec is None or pair.up.ndim != 2 or pair.down.ndim != 2:
+        return []
     straight = (pair.up.shape[0], pair.down.shape[1])
-    fits = {False: shape == straight, True: shape == straight[::-1]}
-    return prefer if fits[prefer] else (not prefer if fits[not prefer] else None)
+    said = bool(config.get("fan_in_fan_out"))
+    return [way for way in (said, not said) if spec.shape == (straight[::-1] if way else straight)]
 
 
 def _scaled(pair: _Pair, scaling: float, *, transposed: bool) -> tuple[Factors | None, list[str]]:

@@ -112,8 +112,12 @@ class Checkpoint:
             UnknownName: the checkpoint has no tensor of this name.
 
         Example:
-            >>> open_checkpoint("experts/coder").tensor("lm_head.weight").shape  # doctest: +SKIP
-            (32000, 4096)
+            >>> import tempfile
+            >>> from minerua.weights.writer import write_checkpoint
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     write_checkpoint(f"{folder}/model.safetensors", {"head.weight": np.eye(2, dtype=np.float32)})
+            ...     open_checkpoint(folder).tensor("head.weight").shape
+            (2, 2)
         """
         spec = self._spec(name)
         content, begin = self._extents[name]
@@ -185,6 +189,14 @@ def find_non_finite(checkpoint: Checkpoint) -> list[str]:
     Returns:
         One fault per tensor with such numbers, sorted by name: how many, and where the first one is; empty if all is
             well.
+
+    Example:
+        >>> import tempfile
+        >>> from minerua.weights.writer import write_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(f"{folder}/model.safetensors", {"w": np.array([0, np.nan])})
+        ...     find_non_finite(open_checkpoint(folder))
+        ["tensor 'w': 1 of 2 numbers are NaN or infinite, first at [1]"]
     """
     faults = []
     for name, spec in checkpoint.specs.items():
@@ -211,6 +223,15 @@ def compare(base: Checkpoint, other: Checkpoint, *, name: str) -> list[str]:
     Returns:
         One fault per tensor that is missing, additional or of another shape; of each kind the first 8 by name and a
         count.
+
+    Example:
+        >>> import tempfile
+        >>> from minerua.weights.writer import write_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(f"{folder}/a.safetensors", {"w": np.zeros(2)})
+        ...     write_checkpoint(f"{folder}/b.safetensors", {"w": np.zeros(3)})
+        ...     compare(*(open_checkpoint(f"{folder}/{file}.safetensors") for file in "ab"), name="expert 'b'")
+        ["expert 'b' has tensor 'w' with shape [3], the base [2]"]
     """
     missing = [
         f"{name} lacks tensor {shown(tensor)}, which the base holds with shape {list(spec.shape)}"
@@ -268,7 +289,7 @@ def _folder_fault(path: Path, names: list[str]) -> str:
     """Says why a folder does not stand for one checkpoint, and what it holds."""
     if "adapter_config.json" in names:
         return f"{path} holds a LoRA adapter, not a whole model: open it with open_adapter and its base"
-    holds = f"the folder holds {', '.join(shown(name) for name in capped(names, limit=8)) or 'nothing'}"
+    holds = f"the folder holds {', '.join(capped([shown(name) for name in names], limit=8)) or 'nothing'}"
     hint = "; convert torch's files with safetensors.torch.save_file" if any(map(_is_pickle, names)) else ""
     wanted = f"neither model.safetensors nor model{_INDEX_SUFFIX} nor a single file of either kind"
     return f"{path} has {wanted}; {holds}{hint}"

@@ -174,7 +174,10 @@ def nbytes(spec: TensorSpec) -> int:
 
 def shown(value: object) -> str:
     """Returns a value from a file as it may stand in a message: escaped, and never longer than a line."""
-    text = ascii(value[:100]) if isinstance(value, str) else ascii(value)
+    try:
+        text = ascii(value[:100]) if isinstance(value, str) else ascii(value)
+    except RecursionError:  # JSON may be nested just deep enough to be read, and not to be shown
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 

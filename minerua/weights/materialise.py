@@ -23,8 +23,8 @@ GENOME_KEY = "minerua.genome"
 """Metadata key under which a written child carries its genome."""
 
 LARGEST_EMBEDDED_BYTES = 1 << 24
-"""Genomes up to this size are written into the metadata whole; of larger ones only the name, because readers must hold a
-safetensors header in memory and refuse one above 100 MB."""
+"""Genomes up to this size are written into the metadata whole; of larger ones only the name, because readers must hold
+a safetensors header in memory and refuse one above 100 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +72,9 @@ def _changed(base: Checkpoint, name: str, change: Delta | None) -> np.ndarray:
     return child
 
 
-def save_child(path: str | Path, subspace: Subspace, genome: Genome, *, history: Mapping[str, Any] | None = None) ->
-None:
+def save_child(
+    path: str | Path, subspace: Subspace, genome: Genome, *, history: Mapping[str, Any] | None = None
+) -> None:
     """Writes a child as a safetensors checkpoint that appears whole or not at all, its genome in the metadata.
 
     Args:
@@ -107,7 +108,9 @@ def read_genome(checkpoint: Checkpoint) -> Genome:
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} carries no genome that can be read: {error!r}") from error
     if genome.digest != named:
-        raise CheckpointError(f"the genome in {checkpoint.path} is {genome.digest} and is said to be {named}: it was altered")
+        raise CheckpointError(
+            f"the genome in {checkpoint.path} is {genome.digest} and is said to be {named}: it was altered"
+        )
     return genome
 
 
@@ -138,7 +141,9 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
     if rank < 1:
         faults.append(f"rank {rank}: at least 1 is needed")
     if faults:
-        raise CheckpointError(f"genome {genome.digest} cannot be written as an adapter; write a checkpoint instead", faults)
+        raise CheckpointError(
+            f"genome {genome.digest} cannot be written as an adapter; write a checkpoint instead", faults
+        )
     factors, lost, total = {}, 0.0, 0.0
     for core in cores:
         factors[core.name], dropped, norm = _factors(core, genome.values[core.part].reshape(core.shape), rank)

@@ -168,6 +168,10 @@ class Subspace:
         values.flags.writeable = False
         return Genome(self.digest, values)
 
+    def zero(self) -> Genome:
+        """Returns the genome that changes nothing: the base itself."""
+        return self._genome(np.zeros(self.size, np.float32))
+
     def combine(self, genomes: Sequence[Genome], coefficients: np.ndarray) -> Genome:
         """Returns a linear combination of genomes: of whole models, or with coefficients of its own for every tensor.
 
@@ -210,8 +214,8 @@ class Subspace:
         values = genome.values.copy()
         for shape, cores in self._shapes.items():
             stack = np.stack([values[core.part].reshape(shape) for core in cores])
-            mutated = kernels.svd_mutation(stack, np.stack([multipliers[core.name] for core in
-            cores]).astype(np.float32)) for core, matrix in zip(cores, mutated, strict=True):
+            scales = np.stack([multipliers[core.name] for core in cores]).astype(np.float32)
+            for core, matrix in zip(cores, kernels.svd_mutation(stack, scales), strict=True):
                 values[core.part] = matrix.ravel()
         return self._genome(values)
 
@@ -250,11 +254,12 @@ class Subspace:
         return segment.expand(values.reshape(segment.shape)).reshape(self.base.tensor(segment.name).shape)
 
     def _check(self, genomes: Sequence[Genome]) -> None:
-        strangers = [genome for genome in genomes if genome.subspace != self.digest or genome.values.shape !=
-        (self.size,)] if strangers:
+        strangers = [g for g in genomes if g.subspace != self.digest or g.values.shape != (self.size,)]
+        if strangers:
+            here = f"here {self.digest} with {self.size}"
             raise CheckpointError(
                 "genomes of another subspace cannot be used here",
-                [f"subspace {g.subspace} with {g.values.size} values, here {self.digest} with {self.size}" for g in strangers],
+                [f"subspace {g.subspace} with {g.values.size} values, {here}" for g in strangers],
             )
 
 
@@ -277,7 +282,7 @@ def _segment(name: str, start: int, shape: tuple[int, ...], deltas: Sequence[Del
 
 
 def _basis(spans: Sequence[np.ndarray | None], size: int) -> np.ndarray | None:
-    """Returns orthonormal columns that span all the given columns, or `None` (the identity) if that takes all `size`."""
+    """Returns orthonormal columns that span all given columns, or `None` (the identity) if that takes all `size`."""
     present = [span for span in spans if span is not None]
     if len(present) < len(spans) or sum(span.shape[1] for span in present) >= size:
         return None

@@ -76,7 +76,9 @@ def write_checkpoint(
         StorageError: the system refused to write; the message names the bytes needed and the remedy.
 
     Example:
-        >>> write_checkpoint("/tmp/minerua-doctest.safetensors", {"w": np.eye(2, dtype=np.float32)})
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(f"{folder}/child.safetensors", {"w": np.eye(2, dtype=np.float32)})
     """
     path = Path(path)
     sources = sorted(_sources(tensors), key=lambda source: source[0].name)
@@ -106,7 +108,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         StorageError: the system refused to write; the message names the bytes needed and the remedy.
 
     Example:
-        >>> write_bytes("/tmp/minerua-doctest.json", b"{}")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_bytes(f"{folder}/settings.json", b"{}")
     """
     with _Partial(Path(path), needed_bytes=len(content)) as partial:
         partial.write(content)
@@ -146,8 +150,10 @@ def write_adapter(
         StorageError: the system refused to write, or the folder exists and is not empty.
 
     Example:
-        >>> half = Factors(np.ones((4, 1), np.float32), np.ones((1, 3), np.float32))
-        >>> write_adapter("child", {"layer.weight": half}, rank=1)  # doctest: +SKIP
+        >>> import tempfile
+        >>> pair = Factors(np.ones((4, 1), np.float32), np.ones((1, 3), np.float32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_adapter(f"{folder}/child", {"layer.weight": pair}, rank=1)
     """
     folder = Path(folder)
     alpha = float(rank if alpha is None else alpha)
@@ -176,9 +182,10 @@ def remove_partials(folder: str | Path) -> list[Path]:
         StorageError: the folder cannot be read, or a leftover cannot be removed.
 
     Example:
-        >>> remove_partials("/tmp/minerua-doctest-nothing-here")
-        Traceback (most recent call last):
-        minerua.errors.StorageError: /tmp/minerua-doctest-nothing-here: leftovers cannot be removed: ...
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     remove_partials(folder)
+        []
     """
     try:
         leftovers = sorted(path for path in Path(folder).iterdir() if _PARTIAL.fullmatch(path.name))
@@ -281,7 +288,7 @@ def _adapter_config(
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,  # as PEFT writes it; some engines expect an integer
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,

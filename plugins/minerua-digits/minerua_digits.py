@@ -1,9 +1,11 @@
-"""Three skills over scikit-learn's handwritten digits: a base, experts, evaluators and a model, through public hooks."""
+"""Three skills over scikit-learn's handwritten digits: base, experts, evaluators and a model, through public hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +46,25 @@ def _view(name: str, images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(view).reshape(len(images), -1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Runs torch on one thread: on tensors this small, waking a second one costs more than it computes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _forward(tensors: Mapping[str, torch.Tensor], x: torch.Tensor, seen: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+def _forward(
+    tensors: Mapping[str, torch.Tensor], x: torch.Tensor, seen: dict[str, torch.Tensor] | None = None
+) -> torch.Tensor:
     """Runs the network on (n, 64) inputs; fills `seen` with each layer's inputs if it is given."""
     import torch
 
@@ -72,7 +89,7 @@ def _activations(model: dict[str, torch.Tensor], inputs: np.ndarray) -> dict[str
     import torch
 
     seen: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
+    with _one_thread(), torch.inference_mode():
         _forward(model, torch.from_numpy(inputs), seen)
     return {name: x.numpy() for name, x in seen.items()}
 
@@ -98,7 +115,7 @@ def _evaluator(view: str) -> EvaluatorSpec:
         import torch
 
         inputs, digits = _load(view, tuple(ids))
-        with torch.inference_mode():
+        with _one_thread(), torch.inference_mode():
             read = _forward(model, torch.from_numpy(inputs)).argmax(dim=1).numpy()
         right: np.ndarray = (read == digits).astype("float64")
         return right
@@ -113,7 +130,13 @@ def _evaluator(view: str) -> EvaluatorSpec:
 
 
 def _learn(
-    tensors: dict[str, torch.Tensor], x: np.ndarray, y: np.ndarray, *, steps: int, rate: float, generator: torch.Generator
+    tensors: dict[str, torch.Tensor],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     """Returns the weights after some steps of AdamW on batches of 64; the given ones stay as they are."""
     import torch
@@ -121,12 +144,13 @@ def _learn(
     learned = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     optimizer = torch.optim.AdamW(learned.values(), lr=rate)
     inputs, digits = torch.from_numpy(x), torch.from_numpy(y)
-    for _ in range(steps):
-        batch = torch.randint(len(digits), (64,), generator=generator)
-        loss = torch.nn.functional.cross_entropy(_forward(learned, inputs[batch]), digits[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with _one_thread():
+        for _ in range(steps):
+            batch = torch.randint(len(digits), (64,), generator=generator)
+            loss = torch.nn.functional.cross_entropy(_forward(learned, inputs[batch]), digits[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     return {name: tensor.detach() for name, tensor in learned.items()}
 
 
@@ -134,7 +158,7 @@ def _initial(generator: torch.Generator) -> dict[str, torch.Tensor]:
     import torch
 
     tensors = {}
-    for i, (n, m) in enumerate(zip(LAYERS, LAYERS[1:], strict=False)):
+    for i, (n, m) in enumerate(pairwise(LAYERS)):
         bound = n**-0.5
         tensors[f"layers.{i}.weight"] = torch.empty(m, n).uniform_(-bound, bound, generator=generator)
         tensors[f"layers.{i}.bias"] = torch.empty(m).uniform_(-bound, bound, generator=generator)

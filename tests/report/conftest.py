@@ -98,7 +98,7 @@ def _start(journal, land, *, bins, seed, failed_seed, config):
         }
     )
     ids = {split: [f"{split}-{i}" for i in range(n)] for split, n in ITEMS.items()}
-    journal.write({"event": "items", "items": {task: ids for task in land.tasks}})
+    journal.write({"event": "items", "items": dict.fromkeys(land.tasks, ids)})
     for id, ((name, genome), outcome) in enumerate(zip(seeds, outcomes, strict=True)):
         head = {"event": "seed", "id": id, "name": name, "digest": genome.digest, "expert": name in experts}
         journal.write(head | encode_outcome(outcome))

@@ -110,6 +110,16 @@ def test_a_square_weight_is_transposed_as_the_configuration_says(tmp_path, base,
     np.testing.assert_array_equal(left @ right, (B[:3] @ A).T if said else B[:3] @ A)
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_square_weight_among_both_kinds_is_refused(tmp_path, base, said):
+    module = "m.q" if said else "m.conv1d"  # the one that contradicts the configuration
+    tensors = {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+    square = {"m.square.lora_A.weight": A, "m.square.lora_B.weight": B[:3]}
+    open_adapter(_adapter(tmp_path, tensors, fan_in_fan_out=said), base)
+    (fault,) = _faults(_adapter(tmp_path, {**tensors, **square}, fan_in_fan_out=said), base)
+    assert fault.startswith("module 'm.square': square, and other modules contradict fan_in_fan_out")
+
+
 def test_the_digest_names_what_the_adapter_adds(tmp_path, base):
     first = open_adapter(_adapter(tmp_path, _keys("base_model.model.", "")), base).digest
     spelled = open_adapter(_adapter(tmp_path, _keys("", ".default"), lora_alpha=2.0), base).digest
@@ -178,6 +188,7 @@ def test_the_module_of_a_weight_is_its_path():
         ({"rank_pattern": [1]}, "rank_pattern is [1], not an object"),
         ({"rank_pattern": {"q": 1.5}}, "rank_pattern: 1.5 for 'q' is not a usable rank"),
         ({"alpha_pattern": {"k": None}}, "alpha_pattern: None for 'k' is not a usable alpha"),
+        ({"alpha_pattern": {"x(?i)q": 4}}, "alpha_pattern: 'x(?i)q' is not a regular expression"),
         ({"alpha_pattern": {"q(": 4}}, "alpha_pattern: 'q(' is not a regular expression"),
     ],
 )

@@ -69,6 +69,12 @@ def test_a_number_with_a_million_digits_is_a_fault_and_takes_no_time():
     assert "shape [inf] is not a list of non-negative integers" in fault
 
 
+def test_nesting_of_any_depth_is_a_fault():
+    for depth in range(0, 1200, 7):
+        text = b'{"w":{"dtype":' + b"[" * depth + b"]" * depth + b',"shape":[2],"data_offsets":[0,8]}}'
+        assert len(_faults(text)) == 1
+
+
 def test_half_of_a_surrogate_pair_is_no_name():
     (fault,) = _faults(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}')
     assert fault == "tensor '\\ud800': its name holds half of a surrogate pair, which is not a Unicode text"

@@ -162,7 +162,7 @@ def _spec(name: str = "w", shape: tuple[int | str, ...] = (2,), dtype: str = "fl
         ([_spec(), _spec()], "tensor 'w' is given twice"),
         ([_spec("__metadata__")], "the format keeps this name for itself"),
         ([_spec("\ud800")], "holds half of a surrogate pair"),
-        ([_spec(dtype="complex128")], "dtype complex128 has no code in the format; it has BOOL"),
+        ([_spec(dtype="complex128")], "dtype complex128 has no code in the format; it has bool, uint8"),
         ([_spec(shape=("batch", 2))], "shape ['batch', 2] is not made of non-negative integers"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_file_size_limit_met_while_writing_leaves_the_old_file(tmp_path):
     before = _written(path, {"w": np.zeros(3)})
     with _file_size_limit(1 << 20), pytest.raises(StorageError, match="File too large; raise the limit") as caught:
         write_checkpoint(path, {f"w{number}": np.zeros(1 << 16) for number in range(8)})
-    assert str(caught.value).startswith(f"{path}: 41951")
+    assert str(caught.value).startswith(f"{path}: 4194")
     assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -370,14 +370,15 @@ def _finish(writer: subprocess.Popen[str]) -> str:
 @pytest.mark.slow
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one_and_a_leftover_at_most(tmp_path):
     path = tmp_path / "m.safetensors"
+    writer = _start_writer(path)
     begin = time.perf_counter()
-    assert _finish(_start_writer(path)) == "written\n"
+    assert _finish(writer) == "written\n"
     new, seconds = open_checkpoint(path).digest, time.perf_counter() - begin
     write_checkpoint(path, {"old": np.zeros(1)})
     old, chance, unfinished = open_checkpoint(path).digest, random.Random(1), 0
     for round_ in range(12):
         writer = _start_writer(path)
-        time.sleep(chance.random() * min(seconds, 0.2) if round_ else 0)
+        time.sleep(chance.random() * seconds if round_ else 0)
         os.kill(writer.pid, signal.SIGKILL)
         _finish(writer)
         unfinished += bool(remove_partials(tmp_path))

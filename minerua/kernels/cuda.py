@@ -1,0 +1,184 @@
+"""The CUDA half of the core, opened with ctypes when the first CUDA tensor arrives.
+
+Work is queued on torch's current stream; nothing here waits for the device, except to read whether an SVD mutation
+succeeded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minerua.errors import CoreUnavailable, KernelError
+from minerua.kernels import compiled
+
+ABI = 1  # MINERUA_CUDA_ABI in capi.h
+MAX_EXPERTS = 64  # MINERUA_CUDA_MAX_EXPERTS
+MAX_SIDE = 128  # MINERUA_CUDA_MAX_SIDE
+CODES = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum minerua_dtype
+OUTCOMES = {1: "NaN or infinity in matrix, or in the multipliers of matrix,", 2: "no convergence for matrix"}
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_SIGNATURES: dict[str, list[Any]] = {
+    "minerua_cuda_abi": [],
+    "minerua_cuda_device_count": [ctypes.POINTER(_INT)],
+    "minerua_cuda_merge": [
+        *(_POINTER, _INT, _INT, _POINTER, _INT),  # experts, their count and dtype, base and its dtype
+        *(_POINTER, _INT, _LONG, _POINTER, _INT, _POINTER),  # coefficients, children, size, out and its dtype, stream
+    ],
+    "minerua_cuda_svd_mutation_workspace": [_LONG, _LONG, _LONG, ctypes.POINTER(_LONG)],
+    "minerua_cuda_svd_mutation": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER],
+}
+
+
+def library_path() -> Path:
+    """Returns where the library would be: beside the compiled module, or in the package."""
+    beside = compiled.core.__file__ if compiled.core is not None else None
+    folder = Path(beside).parent if beside else Path(__file__).parents[1]
+    return folder / "libminerua_cuda.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Returns the opened library; opened once per process.
+
+    Raises:
+        CoreUnavailable: It was not built, cannot be loaded, or speaks another ABI.
+    """
+    path = library_path()
+    if not path.exists():
+        raise CoreUnavailable(f"{path} does not exist: minerua was built without CUDA; reinstall it with nvcc on PATH")
+    try:
+        opened = ctypes.CDLL(str(path))
+        for name, arguments in _SIGNATURES.items():
+            getattr(opened, name).argtypes = arguments
+        opened.minerua_cuda_last_error.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise CoreUnavailable(f"{path} cannot be loaded: {error}; reinstall minerua") from error
+    if (found := opened.minerua_cuda_abi()) != ABI:
+        raise CoreUnavailable(f"{path} has ABI {found}, this minerua needs {ABI}; reinstall minerua")
+    return opened
+
+
+def absence_reason() -> str:
+    """Returns why the library cannot be used; empty if it can."""
+    try:
+        library()
+    except CoreUnavailable as error:
+        return str(error)
+    return ""
+
+
+def device_count() -> int:
+    """Returns how many CUDA devices the library sees.
+
+    Raises:
+        CoreUnavailable: The library is missing, or the driver is missing or too old.
+    """
+    count = _INT(0)
+    _call("minerua_cuda_device_count", ctypes.byref(count))
+    return count.value
+
+
+def merge(experts: Sequence[Any], coefficients: np.ndarray, *, base: Any, out_dtype: np.dtype) -> Any:
+    """Returns the children, as `reference.merge` does, bit for bit, on the experts' device.
+
+    Raises:
+        CoreUnavailable: The library is missing, or the launch failed.
+    """
+    torch: Any = sys.modules["torch"]
+    taken = [expert.detach().contiguous() for expert in experts]
+    start = None if base is None else base.detach().contiguous()
+    with torch.cuda.device(taken[0].device):
+        weights = torch.from_numpy(coefficients).to(taken[0].device)
+        out = torch.empty(
+            (len(coefficients), *taken[0].shape), dtype=getattr(torch, out_dtype.name), device=taken[0].device
+        )
+        pointers = (_POINTER * len(taken))(*[expert.data_ptr() for expert in taken])
+        _call(
+            "minerua_cuda_merge",
+            *(pointers, len(taken), _code(taken[0])),
+            *((None, 0) if start is None else (start.data_ptr(), _code(start))),
+            *(weights.data_ptr(), len(coefficients), taken[0].numel(), out.data_ptr(), CODES[out_dtype.name]),
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return out
+
+
+def svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
+    """Returns the mutated matrices, as `reference.svd_mutation` does, up to rounding, on their device.
+
+    Raises:
+        KernelError: Values are not finite, or an iteration did not converge; names the matrices.
+        CoreUnavailable: The library is missing, or the launch failed.
+    """
+    torch: Any = sys.modules["torch"]
+    taken = matrices.detach().contiguous()
+    with torch.cuda.device(taken.device):
+        weights = torch.from_numpy(multipliers).to(taken.device)
+        needed = _LONG(0)
+        _call("minerua_cuda_svd_mutation_workspace", *taken.shape, ctypes.byref(needed))
+        workspace = torch.empty(needed.value, dtype=torch.uint8, device=taken.device)
+        outcomes = torch.empty(len(taken), dtype=torch.int32, device=taken.device)
+        out = torch.empty_like(taken)
+        _call(
+            "minerua_cuda_svd_mutation",
+            *(taken.data_ptr(), weights.data_ptr(), out.data_ptr(), *taken.shape),
+            *(workspace.data_ptr(), outcomes.data_ptr(), torch.cuda.current_stream().cuda_stream),
+        )
+    expect_done(outcomes.tolist())
+    return out
+
+
+def wide_svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
+    """Returns the mutated matrices by torch.linalg, for sides that the kernel does not take; any device.
+
+    The same route as the kernels: float64 Gram matrix of the smaller side, eigenvectors, no division.
+
+    Raises:
+        KernelError: Values are not finite; names the matrices.
+    """
+    torch: Any = sys.modules["torch"]
+    taken = matrices.detach()
+    expect_done((~taken.isfinite().flatten(1).all(dim=1)).int().tolist())
+    wide = taken.shape[1] < taken.shape[2]
+    tall = (taken.mT if wide else taken).double()  # (B, rows, columns), rows >= columns
+    vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors.flip(-1)  # descending
+    weights = torch.from_numpy(multipliers).to(taken.device).double()
+    mutated = tall @ ((vectors * weights[:, None, :]) @ vectors.mT)
+    return (mutated.mT if wide else mutated).float().contiguous()
+
+
+def expect_done(outcomes: Sequence[int]) -> None:
+    """Raises unless every outcome is 0.
+
+    Raises:
+        KernelError: Names what happened to which matrices.
+    """
+    faults = []
+    for code, text in OUTCOMES.items():
+        found = [str(b) for b, outcome in enumerate(outcomes) if outcome == code]
+        faults += [f"{text} {', '.join(found)}"] if found else []
+    if faults:
+        raise KernelError("svd_mutation failed on the device:", faults)
+
+
+def _code(tensor: Any) -> int:
+    return CODES[str(tensor.dtype).removeprefix("torch.")]
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Calls a function of the library that returns a status.
+
+    Raises:
+        CoreUnavailable: The library is missing, or the call failed; carries the library's own text.
+    """
+    opened = library()
+    if getattr(opened, name)(*arguments) != 0:
+        raise CoreUnavailable(f"{name} failed: {opened.minerua_cuda_last_error().decode()}")
