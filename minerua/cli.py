@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +21,8 @@ from minerua.errors import MineruaError, PluginError
 
 if TYPE_CHECKING:
     from minerua.registry import Plugin, Registry
+    from minerua.report import Summary
+    from minerua.run import Progress
 
 # Plain help and plain errors: rich would add its import to every call, and pretty exceptions hide the cause.
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -52,6 +56,97 @@ def frame(
     ] = False,
 ) -> None:
     """Learn skills, merge the models that have them, evolve the merges, chain the results."""
+
+
+# ── evolution ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class VariantName(str, Enum):
+    """The variants of CycleQD that `demo` offers."""
+
+    minerua = "minerua"
+    paper = "paper"
+    repo = "repo"
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes; new or empty.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    evaluations: Annotated[int, typer.Option(min=1, help="How many children to evaluate.")] = 1200,
+    variant: Annotated[VariantName, typer.Option(help="Which reading of CycleQD evolves them.")] = VariantName.minerua,
+    as_json: AsJson = False,
+) -> None:
+    """Learns three experts on handwritten digits and evolves them into a population of merged models."""
+    from minerua.run import execute
+    from minerua.run.demo import write_demo
+
+    registry = load_registry()
+    typer.echo("learning a base and three experts ...", err=True)
+    run_file = write_demo(out, registry=registry, seed=seed, evaluations=evaluations, variant=variant.value)
+    with _progress_bar() as progress:
+        summary = execute(run_file, registry=registry, progress=progress)
+    _print_summary(summary, out, as_json=as_json)
+
+
+@app.command()
+def evolve(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: the run file's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evolves a population of merged models from the experts that a run file names."""
+    from minerua.run import execute
+
+    with _progress_bar() as progress:
+        summary = execute(run_file, registry=load_registry(), out=out, resume=resume, progress=progress)
+    _print_summary(summary, out or run_file.parent, as_json=as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Writes a run's report.html anew from its journal, finished or not, and prints its table."""
+    from minerua.evolution import read_journal
+    from minerua.report import render, summarise
+    from minerua.run import JOURNAL
+    from minerua.weights import write_bytes
+
+    events = read_journal(folder / JOURNAL)
+    write_bytes(folder / "report.html", render(events).encode())
+    _print_summary(summarise(events), folder, as_json=as_json)
+
+
+def _print_summary(summary: Summary, folder: Path, *, as_json: bool) -> None:
+    from minerua.report import table_json, table_text
+
+    if as_json:
+        print_json(table_json(summary))
+        return
+    typer.echo(table_text(summary))
+    typer.echo(f"The whole report: {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Progress | None]:
+    """Yields what moves a progress bar on stderr; `None` where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("evolving"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    best = TextColumn("best mean on search {task.fields[best]:.1%}")
+    with Progress(*columns, best, console=Console(stderr=True)) as bar:
+        task = bar.add_task("evolving", total=None, best=0.0)
+        yield lambda done, total, score: bar.update(task, completed=done, total=total, best=score)
 
 
 # ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────────

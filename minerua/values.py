@@ -46,7 +46,7 @@ class Genome:
 
     Args:
         subspace: Digest of the subspace that gives the numbers their meaning.
-        values: Shape (size,), float32, read-only.
+        values: Shape (size,), float32, contiguous, read-only.
     """
 
     subspace: str
@@ -54,10 +54,13 @@ class Genome:
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits that name this genome: BLAKE2b of the subspace and of the bytes of the values."""
-        digest = hashlib.blake2b(self.subspace.encode(), digest_size=16)
-        digest.update(self.values.tobytes())
-        return digest.hexdigest()
+        """32 hexadecimal digits that name this genome: SHA-256 of the subspace and the values' bytes, cut to half.
+
+        Of the safe digests SHA-256 is the fastest where processors compute it, three times BLAKE2b here.
+        """
+        digest = hashlib.sha256(self.subspace.encode())
+        digest.update(self.values.data)
+        return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ which the paper does not contradict. Statistics follow pyribs' conventions.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,7 +123,7 @@ class Archive:
         self.quality = quality
         self.bins = bins
         self.others = tuple(k for k in range(tasks) if k != quality)
-        self._edges = [np.linspace(bounds.lower[k], bounds.upper[k], bins + 1) for k in self.others]
+        self._edges = [np.linspace(bounds.lower[k], bounds.upper[k], bins + 1).tolist() for k in self.others]
         self._position: dict[tuple[int, ...], int] = {}
         self._elites: list[Elite] = []
         self._means = np.empty((16, tasks))
@@ -158,7 +159,7 @@ class Archive:
         """
         last = self.bins - 1
         return tuple(
-            min(max(int(np.searchsorted(edges, means[k], side="left")) - 1, 0), last)
+            min(max(bisect_left(edges, means[k]) - 1, 0), last)
             for k, edges in zip(self.others, self._edges, strict=True)
         )
 

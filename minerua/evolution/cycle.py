@@ -71,7 +71,7 @@ class Cycle:
         mutate: Changes the child.
         sampler: Gives each elite's probability of being a parent; the paper's elite sampling.
         bins: Bins per behaviour characteristic.
-        seed: The run's seed.
+        seed: The run's seed, from 0 to 2⁶³ − 1; with the child's number it is the key of a Philox generator.
 
     Raises:
         EvolutionError: If no seed has scores, or a seed is scored on another number of tasks than `bounds` has.
@@ -135,7 +135,7 @@ class Cycle:
         return self._pending[id]
 
     def _generator(self, id: int, stream: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, id, stream])))
+        return np.random.Generator(np.random.Philox(key=np.array([self._seed, 2 * id + stream], np.uint64)))
 
     def breed(self, proposal: Proposal) -> Genome:
         """Makes the child of a proposal: crossover, then mutation.

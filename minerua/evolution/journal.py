@@ -197,8 +197,9 @@ def encode_outcome(outcome: Scores | Failure) -> Event:
 def _encode_task(score: TaskScore) -> Event:
     head: Event = {"n": score.count, "mean": score.mean}
     outcomes = np.asarray(score.outcomes)
-    if np.isin(outcomes, (0.0, 1.0)).all():
-        return head | {"bits": base64.b64encode(np.packbits(outcomes == 1.0).tobytes()).decode()}
+    solved = outcomes == 1.0
+    if (solved | (outcomes == 0.0)).all():
+        return head | {"bits": base64.b64encode(np.packbits(solved).tobytes()).decode()}
     return head | {"values": list(score.outcomes)}
 
 

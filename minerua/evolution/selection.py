@@ -10,14 +10,15 @@ from minerua.errors import EvolutionError
 from minerua.evolution.archive import Archive
 
 Sampler = Callable[[Archive], np.ndarray]
-"""Maps an archive with N ≥ 1 elites to N probabilities, in the order of its elites."""
+"""Maps an archive with N ≥ 1 elites to N positive probabilities in the order of its elites, as an array of its own."""
 
 
-def _normalised(columns: np.ndarray) -> np.ndarray:
-    """Scales every column to [0, 1]; a column of equal values becomes NaN, which each formula treats in its own way."""
+def _normalised(columns: np.ndarray, flat: float) -> np.ndarray:
+    """Scales every column to [0, 1]; a column of equal values, which favours nobody, becomes `flat`."""
     low, high = columns.min(axis=0), columns.max(axis=0)
-    span = np.where(high > low, high - low, np.nan)
-    return (columns - low) / span
+    span = high - low
+    equal = span == 0
+    return np.where(equal, flat, (columns - low) / np.where(equal, 1.0, span))
 
 
 def elite_probabilities(means: np.ndarray, *, alpha_low: float = 0.5, alpha_high: float = 0.8) -> np.ndarray:
@@ -40,7 +41,7 @@ def elite_probabilities(means: np.ndarray, *, alpha_low: float = 0.5, alpha_high
         >>> elite_probabilities(np.array([[0.2, 0.5], [0.6, 0.5]])).round(4).tolist()
         [0.3846, 0.6154]
     """
-    share = np.nan_to_num(_normalised(means), nan=1.0)
+    share = _normalised(means, flat=1.0)
     factors = alpha_low + share * (alpha_high - alpha_low)  # (N, K)
     product = factors.prod(axis=1)
     return product / product.sum()
@@ -61,8 +62,8 @@ def elite_probabilities_of_repository(quality: np.ndarray, bins: np.ndarray) -> 
 
     Source: SakanaAI/CycleQD at 3d14971, sampler/elite_sampler.py.
     """
-    share = _normalised(np.column_stack([quality, bins]).astype(np.float64))
-    factors = np.where(np.isnan(share), 1.0, 0.5 + 0.8 * share)
+    share = _normalised(np.column_stack([quality, bins]).astype(np.float64), flat=0.625)  # 0.5 + 0.8 · 0.625 = 1
+    factors = 0.5 + 0.8 * share
     product = factors.prod(axis=1)
     return product / product.sum()
 
@@ -105,5 +106,15 @@ def sample_parents(archive: Archive, sampler: Sampler, generator: np.random.Gene
         raise EvolutionError(f"the archive of task {archive.quality} is empty: nobody in it can be a parent")
     if len(elites) == 1:
         return elites[0].digest, elites[0].digest
-    first, second = generator.choice(len(elites), size=2, replace=False, p=sampler(archive))
-    return elites[first].digest, elites[second].digest
+    probabilities = sampler(archive)
+    draws = generator.random(2)
+    first = _drawn(probabilities, draws[0])
+    probabilities[first] = 0.0
+    return elites[first].digest, elites[_drawn(probabilities, draws[1])].digest
+
+
+def _drawn(weights: np.ndarray, draw: float) -> int:
+    """Returns the index that a number in [0, 1) falls on when the weights are laid end to end."""
+    bounds = weights.cumsum()
+    index = np.searchsorted(bounds, draw * bounds[-1], side="right")
+    return int(min(index, np.flatnonzero(weights)[-1]))  # the product may round up to the whole

@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
     Args:
         operation: `"merge"` or `"svd_mutation"`.
-        backend: `"compiled"`, `"reference"`, `"cuda"`, or `"torch"`: torch.linalg, for CUDA tensors wider than the kernel.
+        backend: `"compiled"`, `"reference"`, `"cuda"`, or `"torch"`: torch.linalg, where CUDA tensors are too wide.
         reason: One clause.
     """
 

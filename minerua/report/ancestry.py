@@ -49,19 +49,21 @@ def lineage_figure(summary: Summary, lineage: Lineage) -> Markup:
 
 
 def _edges(lineage: Lineage, places: Places) -> list[Markup]:
+    number = {child.digest: child.id for child in lineage.children}
     return [
-        _edge(places[child.digest], places[parent])
+        _edge(places[child.digest], places[parent], ends=f"{child.id} {number[parent]}")
         for child in lineage.children
         for parent in dict.fromkeys(child.parents)
         if parent in places
     ]
 
 
-def _edge(child: tuple[float, float], parent: tuple[float, float]) -> Markup:
+def _edge(child: tuple[float, float], parent: tuple[float, float], *, ends: str) -> Markup:
     (x1, y1), (x2, y2) = child, parent
     y1, y2 = y1 + HEIGHT / 2, y2 - HEIGHT / 2
     bend = min((y2 - y1) / 2, 60.0)
-    return element("path", d=f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}")
+    curve = f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}"
+    return element("path", d=curve, data_e=ends)
 
 
 def _node(summary: Summary, lineage: Lineage, child: Child, places: Places) -> Markup:

@@ -40,7 +40,11 @@ def _map(summary: Summary, archive: ArchiveSummary, axes: Sequence[int]) -> Mark
     height = size * archive.bins if len(axes) == 2 else max(size * 2, 40.0)
     low, high = quality_range(archive)
     shown = _best_per_cell(archive, axes)
-    cells = [_cell(archive, elite, place, size, height, low, high) for place, elite in shown.items()]
+    names = {seed.id: seed.label for seed in summary.seeds}
+    cells = [
+        _cell(archive, elite, names.get(elite.id, f"#{elite.id}"), place, size, height, low, high)
+        for place, elite in shown.items()
+    ]
     title = f"Archive of {summary.tasks[archive.task]}: " + " and ".join(_axis_words(summary, archive, a) for a in axes)
     return element(
         "svg",
@@ -94,6 +98,7 @@ def _corner(place: Sequence[int], size: float, height: float) -> tuple[float, fl
 def _cell(
     archive: ArchiveSummary,
     elite: Elite,
+    name: str,
     place: tuple[int, ...],
     size: float,
     height: float,
@@ -104,7 +109,7 @@ def _cell(
     quality = elite.means[archive.task]
     return element(
         "rect",
-        element("title", f"#{elite.id}: {percent(quality)} %"),
+        element("title", f"{name}: {percent(quality)} %"),
         x=x,
         y=y,
         width=size,

@@ -1,5 +1,5 @@
 "use strict";
-// Cells and nodes carry data-c, the number of their model; #cards holds the models; each section has one card.
+// Cells and nodes carry data-c, the number of their model, edges data-e, the two numbers at their ends; #cards holds the models; each section has one card.
 const { tasks, first, models } = JSON.parse(document.getElementById("cards").textContent);
 const percent = (score) => (100 * score).toFixed(1);
 const signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -75,6 +75,7 @@ for (const section of document.querySelectorAll(".explore")) {
   const show = (id) => {
     fill(card, id);
     frame(section, id);
+    for (const edge of section.querySelectorAll("[data-e]")) edge.classList.toggle("on", edge.dataset.e.split(" ").includes(String(id)));
     for (const spot of section.querySelectorAll("[data-c]")) spot.classList.toggle("on", spot.dataset.c === String(id));
   };
   const choose = (spot) => { chosen = spot.dataset.c; show(chosen); };

@@ -154,7 +154,7 @@ def summarise(events: Sequence[Event]) -> Summary:
         evaluations=replay.evaluations,
         pending=replay.pending,
         unfinished=_unfinished(replay),
-        archives=tuple(_archive(replay, task, best) for task in range(len(replay.archives))),
+        archives=_archives(replay, best),
         failures=_failures(replay),
         rows=rows,
         chosen=chosen,
@@ -209,9 +209,15 @@ def _unfinished(replay: Replay) -> tuple[str, ...]:
     return tuple(lacks)
 
 
-def _archive(replay: Replay, task: int, best: Child | None) -> ArchiveSummary:
-    archive, bounds = replay.archives[task], replay.bounds
-    assert bounds is not None, "archives exist only with bounds"
+def _archives(replay: Replay, best: Child | None) -> tuple[ArchiveSummary, ...]:
+    bounds = replay.bounds
+    if bounds is None:
+        return ()
+    return tuple(_archive(replay, bounds, task, best) for task in range(len(replay.archives)))
+
+
+def _archive(replay: Replay, bounds: Bounds, task: int, best: Child | None) -> ArchiveSummary:
+    archive = replay.archives[task]
     return ArchiveSummary(
         task=task,
         others=archive.others,

@@ -163,10 +163,10 @@ def _listed(parts: Sequence[str]) -> str:
 
 def table_text(summary: Summary) -> str:
     """Returns the report as plain aligned text: the sentences, the final table, the archives, the failures."""
-    parts = ["\n".join(sentences(summary))]
+    parts = ["\n".join(map(_line, sentences(summary)))]
     if summary.rows:
         parts.append(_aligned(_final_head(summary), [_final_cells(row, summary) for row in summary.rows]))
-        parts.append(f"Scores in percent, 95 % intervals in brackets; “{summary.chosen}” is compared with each row.")
+        parts.append(_line(f"Scores in percent, 95 % intervals in brackets; lead: “{summary.chosen}” minus this row."))
     if summary.archives:
         parts.append(_aligned(["archive", "elites", "coverage %", "QD score", "best"], _archive_cells(summary)))
     if summary.failures:

@@ -14,7 +14,7 @@ from minerua.run.prepare import Prepared, prepare
 from minerua.run.record import Record
 from minerua.weights import remove_partials
 
-__all__ = ["JOURNAL", "Prepared", "Progress", "execute", "prepare"]
+__all__ = ["JOURNAL", "Prepared", "Progress", "execute", "make_folder", "prepare"]
 
 JOURNAL = "journal.jsonl"
 

@@ -136,9 +136,7 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
     held = {core.name for core in cores if core.name.endswith(".weight")}
     faults = [f"{name}: LoRA adapters hold changes of weight matrices only" for name in changes if name not in held]
     faults = [fault for fault in faults if changes[fault.partition(":")[0]].any()]
-    exact = max((min(core.shape) for core in cores), default=1)
-    rank = exact if rank is None else rank
-    if rank < 1:
+    if rank is not None and rank < 1:
         faults.append(f"rank {rank}: at least 1 is needed")
     if faults:
         raise CheckpointError(
@@ -148,21 +146,18 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
     for core in cores:
         factors[core.name], dropped, norm = _factors(core, genome.values[core.part].reshape(core.shape), rank)
         lost, total = lost + dropped, total + norm
-    modules = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in factors})
-    write_adapter(folder, factors, rank=rank, target_modules=modules)
+    write_adapter(folder, factors, rank=max(f.left.shape[1] for f in factors.values()))
     return lost / total if total else 0.0
 
 
-def _factors(core: Core, values: np.ndarray, rank: int) -> tuple[Factors, float, float]:
-    """Splits a core into factors of exactly this rank (zeros fill up), with the squared norms left out and in all."""
+def _factors(core: Core, values: np.ndarray, rank: int | None) -> tuple[Factors, float, float]:
+    """Splits a core into factors of at most this rank, with the squared norms left out and in all."""
     U, sigma, V = np.linalg.svd(values.astype(np.float64), full_matrices=False)
-    kept = min(rank, len(sigma))
-    left = np.zeros((len(U), rank), np.float32)
-    right = np.zeros((rank, V.shape[1]), np.float32)
-    left[:, :kept] = U[:, :kept] * np.sqrt(sigma[:kept])
-    right[:kept] = np.sqrt(sigma[:kept])[:, None] * V[:kept]
+    kept = slice(0, rank)
+    left = (U[:, kept] * np.sqrt(sigma[kept])).astype(np.float32)
+    right = (np.sqrt(sigma[kept])[:, None] * V[kept]).astype(np.float32)
     factors = Factors(
         left if core.left is None else core.left @ left,
         right if core.right is None else right @ core.right.T,
     )
-    return factors, float((sigma[kept:] ** 2).sum()), float((sigma**2).sum())
+    return factors, float((sigma[sigma[kept].size :] ** 2).sum()), float((sigma**2).sum())

@@ -1,7 +1,8 @@
 """Real journals of a toy landscape: small numpy genomes, run through the cycle, written and read as a run would."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ class ToyRun:
     path: Path
     events: list
     cycle: Cycle
-    tasks: tuple = field(default=())
 
 
 class Landscape:
@@ -73,7 +73,7 @@ def write_run(
         cycle = _start(journal, land, bins=bins, seed=seed, failed_seed=failed_seed, config=config)
         best = _evolve(journal, cycle, land, children=children, batch=batch)
         _finish(journal, cycle, land, best)
-    return ToyRun(path, read_journal(path), cycle, tuple(tasks))
+    return ToyRun(path, read_journal(path), cycle)
 
 
 def _start(journal, land, *, bins, seed, failed_seed, config):
@@ -148,12 +148,22 @@ def _finish(journal, cycle, land, best):
     journal.write({"event": "end", "best": best.digest, "evaluations": cycle.evaluations})
 
 
-@pytest.fixture
-def toy_run(tmp_path):
-    """Returns `toy_run(name="journal", **settings)`, which runs a toy evolution and returns its `ToyRun`."""
+@pytest.fixture(scope="session")
+def finished_runs():
+    """Runs that were carried out already, by their settings."""
+    return {}
 
-    def run(name: str = "journal.jsonl", **settings) -> ToyRun:
-        return write_run(tmp_path / name, **settings)
+
+@pytest.fixture
+def toy_run(finished_runs, tmp_path_factory):
+    """Returns `toy_run(**settings)`, which runs a toy evolution and returns its `ToyRun`; equal settings run once."""
+
+    def run(**settings) -> ToyRun:
+        key = repr(sorted(settings.items()))
+        if key not in finished_runs:
+            finished_runs[key] = write_run(tmp_path_factory.mktemp("run") / "journal.jsonl", **settings)
+        done = finished_runs[key]
+        return replace(done, events=copy.deepcopy(done.events))  # a test may change its copy
 
     return run
 

@@ -91,8 +91,8 @@ def test_paired_difference_changes_its_sign_with_the_order(values):
 
 
 def test_pairing_is_surer_than_two_intervals_side_by_side():
-    first = [1, 1, 1, 0] * 20
-    second = [1, 1, 0, 0] * 20
+    first = [1, 1, 1, 0] * 10
+    second = [1, 1, 0, 0] * 10
     lead = paired_difference(scores(a=first), scores(a=second), {})
     assert task_interval(first).overlaps(task_interval(second))
     assert lead.lower > 0
