@@ -1,6 +1,7 @@
 """What does the engine cost per child, beside evaluation, merging and mutation? Expected: under 1 ms.
 
-Counted: asking, sampling parents, random numbers, the genome's digest, filing in K archives, encoding 1,200 item outcomes and
+Counted: asking, sampling parents, random numbers, the genome's digest, filing in K archives, encoding 1,200 item
+    outcomes and
 writing two lines to the journal. Not counted: crossover and mutation (here a copy), evaluation (here prepared scores).
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -13,9 +13,23 @@ import yaml
 from minerua.errors import ConfigError
 from minerua.values import SPLITS
 
+LONGEST_SHOWN = 80
+"""How many characters of a wrong value a message shows; a slip of the keyboard can make a value of megabytes."""
+
 
 class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+def _number(value: Any) -> Any:
+    """Refuses `yes` and `true`, which Python would take for 1; texts pass, because YAML reads `3e-4` as one."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Whole = Annotated[int, pydantic.BeforeValidator(_number)]
+Real = Annotated[float, pydantic.BeforeValidator(_number)]
 
 
 class SplitsConfig(_Section):
@@ -27,9 +41,9 @@ class SplitsConfig(_Section):
         test: What only the report sees.
     """
 
-    search: float = pydantic.Field(0.4, gt=0, lt=1)
-    select: float = pydantic.Field(0.2, gt=0, lt=1)
-    test: float = pydantic.Field(0.4, gt=0, lt=1)
+    search: Real = pydantic.Field(0.4, gt=0, lt=1)
+    select: Real = pydantic.Field(0.2, gt=0, lt=1)
+    test: Real = pydantic.Field(0.4, gt=0, lt=1)
 
     @pydantic.model_validator(mode="after")
     def _sum(self) -> SplitsConfig:
@@ -52,28 +66,36 @@ class EvolutionConfig(_Section):
         evaluations: How many children to evaluate; seeds come on top.
         batch: Children asked for at once, before any of them is told.
         bins: Bins per behaviour characteristic.
-        crossover_deviation: Standard deviation of the crossover weights around 1.
+        crossover: How two parents are mixed, by name.
+        crossover_width: How far the weights lie from 1.
         crossover_per_tensor: Whether every tensor draws weights of its own.
         mutation: How singular values change, by name.
         mutation_strength: How much.
+        mutation_probability: The share of children that are mutated.
         sampling: How parents are drawn, by name.
+        bounds: Where the bins lie, by name.
         merges: Merges that join the experts as seeds, by name.
-        lower_bounds: Lowest score of each task's first bin, in the order of the tasks; default: from the experts.
-        upper_bounds: Highest score of each task's last bin; default: from the experts.
+        soups: Whether the final model is chosen among means of many elites.
+        lower_bounds: Lowest score of each task's first bin, in the order of the tasks; in place of `bounds`.
+        upper_bounds: Highest score of each task's last bin; the same.
     """
 
     variant: Literal["minerua", "paper", "repo"] = "minerua"
-    evaluations: int = pydantic.Field(1200, ge=1)
-    batch: int = pydantic.Field(1, ge=1)
-    bins: int = pydantic.Field(15, ge=1, le=1000)
-    crossover_deviation: float | None = pydantic.Field(None, ge=0)
+    evaluations: Whole = pydantic.Field(1200, ge=1)
+    batch: Whole = pydantic.Field(1, ge=1)
+    bins: Whole = pydantic.Field(15, ge=1, le=1000)
+    crossover: Literal["gaussian", "directed"] | None = None
+    crossover_width: Real | None = pydantic.Field(None, ge=0)
     crossover_per_tensor: bool | None = None
     mutation: Literal["literal", "additive", "two-sided", "expert", "gaussian", "none"] | None = None
-    mutation_strength: float | None = pydantic.Field(None, ge=0)
+    mutation_strength: Real | None = pydantic.Field(None, ge=0)
+    mutation_probability: Real | None = pydantic.Field(None, ge=0, le=1)
     sampling: Literal["elite", "elite-repository", "uniform"] | None = None
+    bounds: Literal["experts", "best-seed"] | None = None
     merges: tuple[str, ...] | None = None
-    lower_bounds: tuple[float, ...] | None = None
-    upper_bounds: tuple[float, ...] | None = None
+    soups: bool | None = None
+    lower_bounds: tuple[Real, ...] | None = None
+    upper_bounds: tuple[Real, ...] | None = None
 
 
 class RunConfig(_Section):
@@ -91,15 +113,15 @@ class RunConfig(_Section):
         time_limit_seconds: How long one model may take on one task.
     """
 
-    minerua: Literal[1]
-    seed: int = pydantic.Field(0, ge=0, lt=2**63)
+    minerua: Annotated[Literal[1], pydantic.BeforeValidator(_number)]
+    seed: Whole = pydantic.Field(0, ge=0, lt=2**63)
     base: Path
     experts: dict[str, Path] = pydantic.Field(min_length=2)
     model: str
     tasks: tuple[str, ...] = pydantic.Field(min_length=2)
     evolution: EvolutionConfig = EvolutionConfig()
     splits: SplitsConfig = SplitsConfig()
-    time_limit_seconds: float = pydantic.Field(600.0, gt=0)
+    time_limit_seconds: Real = pydantic.Field(600.0, gt=0)
 
     @pydantic.field_validator("tasks")
     @classmethod
@@ -114,14 +136,31 @@ class RunConfig(_Section):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, which YAML itself would let pass silently."""
+    """Safe YAML without repeated keys, aliases and tags.
+
+    YAML itself lets a key written twice pass silently, and a few lines of aliases can make a value that fills the
+    memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are refused: write the value out", event.start_mark)
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is refused", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return node
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-    if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands here twice", node.start_mark)
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
+        word = loader.construct_object(key)  # type: ignore[no-untyped-call]
+        if word in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {word!r} stands here twice", key.start_mark)
+        seen.add(word)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -138,7 +177,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, found {type(content).__name__}")
@@ -170,5 +209,10 @@ def _fault(fault: Any) -> str:
         return f"{place}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{place}: missing; this key is required"
-    found = "" if isinstance(fault["input"], dict) else f", found {fault['input']!r}"
+    found = "" if isinstance(fault["input"], dict) else f", found {_short(fault['input'])}"
     return f"{place or 'the file'}: {fault['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,18 +223,42 @@ class ModelSpec:
     version: str = "1"
 
 
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """What a merge method that uses the model is given.
+
+    Args:
+        base: Tensor name → the base's array, read-only.
+        experts: One mapping like it per expert, K in all.
+        activations: `activations(tensors, k)` runs a model with these tensors on expert k's unlabelled inputs and
+            returns, for every linear layer in forward order, the name of its weight matrix (m × n) → its inputs, shape
+            (rows, n), float32.
+    """
+
+    base: Mapping[str, np.ndarray]
+    experts: Sequence[Mapping[str, np.ndarray]]
+    activations: Callable[[Mapping[str, np.ndarray], int], Mapping[str, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class MergeMethodSpec:
-    """A named way to merge the task vectors of several experts, tensor by tensor.
+    """A named way to merge the task vectors of several experts.
 
     Args:
         name: Lower case, words joined by `-`; unique among all merge methods.
-        merge: `merge(task_vectors, weights, grams)` takes K arrays of one shape (float32), K numbers, and K Gram
-            matrices (n × n, the inputs' XᵀX) or `None`; returns the merged task vector, same shape, float32.
-        uses_grams: Whether the method needs Gram matrices for weight matrices; it must still accept `None` for tensors
-            that have none (biases, norms).
+        merge: What it takes depends on `uses`; it returns float32.
+            `weights`: `merge(task_vectors, weights)`, one tensor at a time: K arrays of one shape (float32) and K
+                numbers; returns
+            the merged array.
+            `grams`: `merge(task_vectors, weights, grams)`, the same with K Gram matrices XᵀX (n × n, of the inputs that
+                reach the
+            layer in each expert), or `None` for a tensor that has none, such as a bias.
+            `model`: `merge(inputs, weights)`, the whole model at once: a `MergeInputs` and K numbers; returns tensor
+                name → merged
+            task vector for every tensor that changes.
+        uses: `weights`, `grams` or `model`: what the method has to know.
     """
 
     name: str
-    merge: Callable[[Sequence[np.ndarray], Sequence[float], Sequence[np.ndarray] | None], np.ndarray]
-    uses_grams: bool = False
+    merge: Callable[..., Any]
+    uses: Literal["weights", "grams", "model"] = "weights"

@@ -20,6 +20,10 @@ REMEMBERED_MODELS = 20_000
 """How many models' outcomes the cache keeps; the longest unused leave first. A thousand items each take 160 MB."""
 
 
+LONGEST_LIMIT_SECONDS = 1e8
+"""Three years; the system's timer refuses numbers that are much larger."""
+
+
 class _TimeLimitReached(BaseException):
     """Not an Exception, so that an evaluator's own `except Exception` cannot swallow it."""
 
@@ -69,7 +73,7 @@ class Evaluation:
                         found = task.evaluator.evaluate(model, missing, self._seed)
                 except _TimeLimitReached:
                     return Failure(f"{task.name}: no answer within {self._limit:g} s")
-                except Exception as error:  # noqa: BLE001 - a model may fail in any way; the run goes on
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may fail in any way; the run goes on
                     return Failure(f"{task.name}: {type(error).__name__}: {_first_line(error)}")
                 fault = _fault(found, missing)
                 if fault:
@@ -93,7 +97,7 @@ class Evaluation:
         return self._outcomes[digest]
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["no message"])[0]
 
 
@@ -101,8 +105,8 @@ def _fault(found: Any, ids: Sequence[str]) -> str | None:
     """Says what is wrong with an evaluator's answer, if anything."""
     try:
         outcomes = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        return f"outcomes must be numbers: {error}"
+    except Exception as error:  # noqa: BLE001 - a stranger's array may refuse the conversion in any way
+        return f"outcomes must be numbers: {_first_line(error)}"
     if outcomes.shape != (len(ids),):
         return f"{len(ids)} outcomes were expected, one per item, found shape {outcomes.shape}"
     wrong = np.flatnonzero(~((outcomes >= 0) & (outcomes <= 1)))
@@ -113,21 +117,30 @@ def _fault(found: Any, ids: Sequence[str]) -> str | None:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises `_TimeLimitReached` in the block when its time is over, or after it where it cannot be interrupted."""
+    """Raises `_TimeLimitReached` in the block when its time is over, or after it where it was not interrupted."""
     begin = time.monotonic()
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        with _alarm(min(seconds, LONGEST_LIMIT_SECONDS)):
+            yield
+    else:
         yield
-        if time.monotonic() - begin > seconds:
-            raise _TimeLimitReached
-        return
+    if time.monotonic() - begin > seconds:  # another thread, or a bare `except` that swallowed the alarm
+        raise _TimeLimitReached
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Interrupts the block once; the signal's handler is the previous one again at the end, whatever happens."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise _TimeLimitReached
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # of its own: the alarm may ring in the line above
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if previous is None else previous)

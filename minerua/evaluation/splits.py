@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,13 +94,18 @@ def _items(evaluator: EvaluatorSpec) -> tuple[list[str], list[str]]:
     except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything; it is reported with the rest
         return [], [f"evaluator {evaluator.name!r} cannot list its items: {type(error).__name__}: {error}"]
     faults = []
-    wrong = [item for item in items if not isinstance(item, str) or not item]
+    wrong = [item for item in items if not _is_text(item)]
     if not items:
         faults.append(f"evaluator {evaluator.name!r} has no items")
     if wrong:
         faults.append(f"evaluator {evaluator.name!r} has {len(wrong)} ids that are no text, the first {wrong[0]!r}")
-    texts = [item for item in items if isinstance(item, str) and item]
-    if len(set(texts)) < len(texts):
-        twice = next(item for item in texts if texts.count(item) > 1)
-        faults.append(f"evaluator {evaluator.name!r} repeats {len(texts) - len(set(texts))} ids, among them {twice!r}")
-    return texts, faults
+    counts = Counter(item for item in items if _is_text(item))
+    if counts.total() > len(counts):
+        twice = next(item for item, count in counts.items() if count > 1)
+        faults.append(f"evaluator {evaluator.name!r} repeats {counts.total() - len(counts)} ids, among them {twice!r}")
+    return list(counts), faults
+
+
+def _is_text(item: object) -> bool:
+    """Whether an id is a text with at least one letter that can be written down; half a surrogate pair cannot."""
+    return isinstance(item, str) and item != "" and not any("\ud800" <= letter <= "\udfff" for letter in item)

@@ -67,6 +67,24 @@ class Bounds:
         pairs = [(low, high) if low < high else (0.0, 1.0) for low, high in pairs]
         return cls(tuple(low for low, _ in pairs), tuple(high for _, high in pairs))
 
+    @classmethod
+    def around(cls, means: Sequence[float], *, reach: float = 0.06) -> Bounds:
+        """Returns the bounds that lie a fixed distance to both sides of one model's scores, at most 1 above.
+
+        Narrow bins keep apart what a population near its optimum still differs in; the experts' bounds would put it
+        into a handful of cells.
+
+        Args:
+            means: Shape (K,); the model's mean outcome per task.
+            reach: Half the width, in score.
+
+        Example:
+            >>> bounds = Bounds.around([0.5, 0.97])
+            >>> [round(x, 3) for x in bounds.lower], [round(x, 3) for x in bounds.upper]
+            ([0.44, 0.91], [0.56, 1.0])
+        """
+        return cls(tuple(mean - reach for mean in means), tuple(min(mean + reach, 1.0) for mean in means))
+
 
 class AddStatus(enum.IntEnum):
     """What became of a candidate; the values are pyribs'."""

@@ -183,7 +183,7 @@ class Cycle:
         if child.digest != digest:
             raise EvolutionError(
                 f"child {origin.id} was {digest} when it was first bred and is {child.digest} now: the run was "
-                "written by another version of minerua or numpy, or on another kind of machine; go on with the one that wrote it"
+                "written by another version of minerua or numpy, or on another kind of machine; go on with that one"
             )
 
     def tell(self, result: Result) -> tuple[AddStatus, ...]:

@@ -45,8 +45,8 @@ class Journal:
 
     Args:
         path: The file; created if `fresh`, else continued.
-        fresh: Whether the run must be new; an existing file is then an error. Otherwise a missing file is begun, so that a
-            run killed before its first line resumes like any other.
+        fresh: Whether the run must be new; an existing file is then an error. Otherwise a missing file is begun, so
+            that a run killed before its first line resumes like any other.
 
     Attributes:
         events: The complete events that the file held when it was opened.

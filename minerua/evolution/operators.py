@@ -44,6 +44,29 @@ def crossover_coefficients(
     return draws / draws.sum(axis=1, keepdims=True)
 
 
+def directed_coefficients(generator: np.random.Generator, *, rows: int = 1, width: float = 0.5) -> np.ndarray:
+    """Draws (t, 1 − t) with t ~ U[1 − width, 1 + width): around the first, better parent, on the line through both.
+
+    t above 1 goes on beyond the better parent, away from the worse: a step along a difference that selection has found
+    to help.
+
+    Args:
+        generator: Source of randomness; advanced.
+        rows: How many independent rows to draw: 1 for whole models, or one per tensor.
+        width: How far t may lie from 1.
+
+    Returns:
+        Shape (rows, 2), float64; each row sums to one.
+
+    Example:
+        >>> rows = directed_coefficients(np.random.default_rng(0), rows=100)
+        >>> bool((rows[:, 0] >= 0.5).all() and (rows[:, 0] < 1.5).all())
+        True
+    """
+    first = generator.uniform(1.0 - width, 1.0 + width, rows)
+    return np.column_stack([first, 1.0 - first])
+
+
 Reading = Callable[[np.random.Generator, int, float], np.ndarray]
 """Draws (generator, how many, strength) → multipliers of singular values."""
 
@@ -65,7 +88,8 @@ def two_sided(generator: np.random.Generator, count: int, strength: float) -> np
 
 READINGS: Mapping[str, Reading] = {"literal": literal, "additive": additive, "two-sided": two_sided}
 """Readings of the mutation that act on the child's own spectrum, by the name a run file uses. The public code's
-reading, `expert`, draws as `literal` does but multiplies the spectrum of the active task's expert and adds the result."""
+reading, `expert`, draws as `literal` does but multiplies the spectrum of the active task's expert and adds the
+result."""
 
 
 def aggregation_weights(scores: Sequence[float]) -> np.ndarray:

@@ -86,7 +86,9 @@ SAMPLERS: Mapping[str, Sampler] = {"elite": _elite, "elite-repository": _elite_o
 
 
 def sample_parents(archive: Archive, sampler: Sampler, generator: np.random.Generator) -> tuple[str, str]:
-    """Draws two distinct elites without replacement; an archive with one elite gives it twice.
+    """Draws two distinct elites without replacement and puts the one with the higher mean score first.
+
+    The order matters to a directed crossover alone. An archive with one elite gives it twice.
 
     The public code fails on a single elite and the paper is silent; the child is then a mutant of its only parent.
 
@@ -96,7 +98,7 @@ def sample_parents(archive: Archive, sampler: Sampler, generator: np.random.Gene
         generator: Source of randomness; advanced.
 
     Returns:
-        The digests of the two parents.
+        The digests of the two parents; of equals the first drawn comes first.
 
     Raises:
         EvolutionError: If the archive is empty.
@@ -110,7 +112,9 @@ def sample_parents(archive: Archive, sampler: Sampler, generator: np.random.Gene
     draws = generator.random(2)
     first = _drawn(probabilities, draws[0])
     probabilities[first] = 0.0
-    return elites[first].digest, elites[_drawn(probabilities, draws[1])].digest
+    parents = [elites[first], elites[_drawn(probabilities, draws[1])]]
+    better, worse = sorted(parents, key=lambda elite: -sum(elite.means))
+    return better.digest, worse.digest
 
 
 def _drawn(weights: np.ndarray, draw: float) -> int:

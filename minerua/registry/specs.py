@@ -67,9 +67,8 @@ def spec_faults(kind: Kind, spec: Any) -> list[str]:
         faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
     if isinstance(spec, Skill):
         faults += _port_faults(spec)
-    uses_grams = getattr(spec, "uses_grams", False)
-    if not isinstance(uses_grams, bool):
-        faults.append(f"uses_grams of {label} is {uses_grams!r}; expected True or False")
+    if isinstance(spec, MergeMethodSpec) and spec.uses not in ("weights", "grams", "model"):
+        faults.append(f"uses of {label} is {spec.uses!r}; expected 'weights', 'grams' or 'model'")
     return faults
 
 

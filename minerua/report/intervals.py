@@ -77,8 +77,8 @@ def mean_interval(scores: Scores, ids: ItemIds) -> Interval:
     Raises:
         JournalError: If a task has another number of ids than of outcomes.
 
-    Source: Zou, Taleban, Huo 2009, "Confidence interval estimation for lognormal data with application to health
-        economics", equations 5 and 6 (sums of K estimates).
+    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures: a general approach", written
+        for a sum of K estimates instead of a difference of two.
     """
     tasks = [task_interval(score.outcomes) for score in scores.tasks.values()]
     covariance = _covariance(scores, ids)

@@ -55,7 +55,7 @@ def execute(
         remove_partials(folder)
         record = Record(journal)
         population = evolve(prepared, record, progress)
-        final = finish(record, population)
+        final = finish(record, prepared, population)
     return write_results(folder, population, final, read_journal(folder / JOURNAL))
 
 

@@ -122,7 +122,12 @@ def _bounds(prepared: Prepared, founders: Sequence[Founder], outcomes: Sequence[
     if not means:
         reasons = [f"{f.name}: {o.reason}" for f, o in zip(founders, outcomes, strict=True) if isinstance(o, Failure)]
         raise EvolutionError("no expert could be scored, so there is nothing to evolve", reasons)
-    implied, settings = Bounds.of_experts(means), prepared.config.evolution
+    settings = prepared.config.evolution
+    if prepared.variant.bounds == "best-seed":
+        scored = [o for o in outcomes if isinstance(o, Scores)]
+        implied = Bounds.around(max(scored, key=lambda scores: scores.mean).means)
+    else:
+        implied = Bounds.of_experts(means)
     return Bounds(settings.lower_bounds or implied.lower, settings.upper_bounds or implied.upper)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,16 @@ from minerua.evolution import aggregation_weights
 from minerua.evolution.journal import Event
 from minerua.report import Summary, render, summarise, table_json
 from minerua.run.evolve import Population
+from minerua.run.prepare import Prepared
 from minerua.run.record import Record
-from minerua.values import SPLITS, Failure, Genome
+from minerua.values import SPLITS, Failure, Genome, Scores
 from minerua.weights import save_child, write_bytes
 
 CANDIDATES = 20
-"""How many children, the best by mean search score, stand for choice on the select split beside seeds and aggregate."""
+"""How many elites, the best by mean search score, may be chosen from on the select split."""
+
+SOUPS = (100, 50, 20, 10)
+"""How many elites, the best by mean search score, are averaged into one candidate each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,27 +38,28 @@ class Final:
     rows: Mapping[str, Genome]
 
 
-def finish(record: Record, population: Population) -> Final:
-    """Chooses the final model and journals the scores of every row on every split.
+def finish(record: Record, prepared: Prepared, population: Population) -> Final:
+    """Chooses the final model on the select split and journals the scores of every row on every split.
 
-    Candidates are the seeds, the aggregate and the best children by mean search score. The one with the highest mean
-    over search and select items together wins, of equals the first: what it scored on search says something too, and
-    the items that it was not bred on keep the luckiest from winning.
+    Candidates are the best elites by mean search score and the aggregate; or, for a variant with soups, means of the
+    best elites: averaging them takes out most of what each owes to luck on the search items. The candidate with the
+    highest mean on the select items wins; of equals the first, and the larger soup comes first.
 
     Args:
         record: The journal.
+        prepared: The checked parts.
         population: The population after its last child.
 
     Raises:
         JournalError: If the record belongs to another run.
         StorageError: If the journal cannot be written.
     """
-    rows = {founder.name: founder.genome for founder in population.founders}
+    rows = {"base": population.subspace.zero()} | {f.name: f.genome for f in population.founders}
     rows |= {"mean": _mean(population), "aggregate": _aggregate(population)}
-    candidates = {genome.digest: genome for genome in [*rows.values(), *_leaders(population)]}
-    standing = {digest: _standing(record, population, genome) for digest, genome in candidates.items()}
-    best = candidates[max(standing, key=lambda digest: standing[digest])]
-    rows = {"base": population.subspace.zero(), **rows, "best": best}
+    leaders = _leaders(population)
+    candidates = _soups(population, leaders) if prepared.variant.soups else [*leaders[:CANDIDATES], rows["aggregate"]]
+    best = max(candidates, key=lambda genome: _standing(record, population, genome))  # max() keeps the first of equals
+    rows["best"] = best
     for name, genome in rows.items():
         for split in SPLITS:
             _score(record, population, genome, {"event": "final", "row": name, "digest": genome.digest, "split": split})
@@ -77,25 +81,25 @@ def _aggregate(population: Population) -> Genome:
 
 
 def _leaders(population: Population) -> list[Genome]:
+    """The elites of all archives, each once, the best by mean search score first, of equals the oldest."""
     elites = {elite.digest: elite for archive in population.cycle.archives for elite in archive.elites}
     ranked = sorted(elites.values(), key=lambda elite: (-sum(elite.means), elite.id))
-    return [population.cycle.genome(elite.digest) for elite in ranked[:CANDIDATES]]
+    return [population.cycle.genome(elite.digest) for elite in ranked[: max(SOUPS)]]
+
+
+def _soups(population: Population, leaders: Sequence[Genome]) -> list[Genome]:
+    """Means of the best elites, the largest first; a population smaller than a soup gives what it has, once."""
+    sizes = dict.fromkeys(min(size, len(leaders)) for size in SOUPS)
+    return [population.subspace.combine(leaders[:size], np.full((1, size), 1 / size)) for size in sizes]
 
 
 def _standing(record: Record, population: Population, genome: Genome) -> float:
-    """Returns a candidate's mean over search and select items, each task counting the same; failures stand last."""
-    outcomes = []
-    for split in ("search", "select"):
-        event = {"event": "candidate", "digest": genome.digest, "split": split}
-        outcomes.append(_score(record, population, genome, event))
-    if any(isinstance(outcome, Failure) for outcome in outcomes):
-        return -1.0
-    tasks = [task.name for task in population.evaluation.tasks]
-    pooled = [[x for o in outcomes if not isinstance(o, Failure) for x in o.tasks[task].outcomes] for task in tasks]
-    return sum(sum(items) / len(items) for items in pooled) / len(pooled)
+    """Returns a candidate's mean score on the select split; a failure stands below every score."""
+    outcome = _score(record, population, genome, {"event": "candidate", "digest": genome.digest, "split": "select"})
+    return -1.0 if isinstance(outcome, Failure) else outcome.mean
 
 
-def _score(record: Record, population: Population, genome: Genome, event: Event) -> Any:
+def _score(record: Record, population: Population, genome: Genome, event: Event) -> Scores | Failure:
     outcome = record.outcome(event, lambda: population.score(genome, split=event["split"]))
     if not isinstance(outcome, Failure):
         population.evaluation.remember(genome.digest, outcome, split=event["split"])

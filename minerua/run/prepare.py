@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minerua.config import RunConfig, read_yaml, validate
-from minerua.errors import CheckpointError, ConfigError, MineruaError, PluginError
+from minerua.errors import CheckpointError, ConfigError, MineruaError
 from minerua.evaluation import Task, deal
 from minerua.evolution.variants import VARIANTS, Variant
 from minerua.registry import Registry
 from minerua.values import EvaluatorSpec, MergeMethodSpec, ModelSpec
-from minerua.weights import Checkpoint, Expert, find_non_finite, open_checkpoint, open_expert
+from minerua.weights import Checkpoint, Expert, find_non_finite, is_adapter, open_checkpoint, open_expert
 
 T = TypeVar("T")
+
+ROWS = ("base", "mean", "aggregate", "best")
+"""Rows of the report beside experts and merges; no expert may have such a name, or that of a merge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +91,7 @@ def prepare(path: str | Path, registry: Registry) -> Prepared:
 def _named(faults: _Faults, known: Mapping[str, T], name: Any) -> T | None:
     if not isinstance(name, str):
         return None  # missing or no text: the run file's validation says so
-    try:
-        return known[name]
-    except PluginError as error:
-        faults.append(error.message)
-        return None
+    return faults.attempt(lambda: known[name])
 
 
 def _weights(faults: _Faults, folder: Path, content: Mapping[str, Any]) -> tuple[Checkpoint | None, list[Expert]]:
@@ -106,7 +105,8 @@ def _weights(faults: _Faults, folder: Path, content: Mapping[str, Any]) -> tuple
         if not isinstance(path, str):
             continue
         if base is None:  # nothing to compare with, but a broken file is still worth telling
-            faults.attempt(partial(open_checkpoint, folder / path))
+            if not is_adapter(folder / path):
+                faults.attempt(partial(open_checkpoint, folder / path))
         elif expert := faults.attempt(partial(open_expert, str(name), folder / path, base)):
             opened.append(expert)
     return base, opened
@@ -136,6 +136,9 @@ def _disagreements(
 ) -> list[str]:
     """Says which settings, each valid alone, do not go together."""
     faults = []
+    taken = sorted(config.experts.keys() & {*ROWS, *variant.merges})
+    if taken:
+        faults.append(f"experts: {', '.join(taken)}: the report has rows of this name already; choose another one")
     if variant.mutation == "expert" and len(config.experts) != len(config.tasks):
         faults.append(
             "evolution.mutation: 'expert' needs one expert per task, in the same order; "
@@ -147,7 +150,7 @@ def _disagreements(
             faults.append(
                 f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks"
             )
-    hungry = [merge.name for merge in merges if merge.uses_grams]
+    hungry = [merge.name for merge in merges if merge.uses != "weights"]
     if hungry and model and model.activations is None:
         faults.append(
             f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from minerua.errors import ConfigError
 from minerua.run.prepare import Prepared
-from minerua.values import Genome, MergeMethodSpec
+from minerua.values import Genome, MergeInputs, MergeMethodSpec
 from minerua.weights import Delta, Factors, Subspace, TaskVector, apply, dense
 
 
@@ -34,6 +35,10 @@ def found(prepared: Prepared) -> tuple[Subspace, tuple[Founder, ...]]:
 
     Args:
         prepared: The checked parts.
+
+    Raises:
+        BrokenPlugin: If a merge method fails.
+        CheckpointError: If no expert differs from the base.
     """
     vectors: dict[str, TaskVector] = {expert.name: expert.task_vector for expert in prepared.experts}
     experts = set(vectors)
@@ -43,48 +48,80 @@ def found(prepared: Prepared) -> tuple[Subspace, tuple[Founder, ...]]:
 
 
 def _merges(prepared: Prepared) -> dict[str, TaskVector]:
-    """Merges all experts with equal weights, once per merge method."""
-    vectors = [expert.task_vector for expert in prepared.experts]
-    hungry = any(merge.uses_grams for merge in prepared.merges)
-    grams = [_grams(prepared, i) for i in range(len(vectors))] if hungry else []
-    names = sorted({name for vector in vectors for name in vector})
+    """Merges all experts by every method, with equal weights; where inputs are used, also with each expert counted twice."""
+    models = _Models(prepared)
     merged = {}
     for method in prepared.merges:
-        deltas = {name: _merge(prepared, method, vectors, grams, name) for name in names}
-        digest = hashlib.blake2b("".join([method.name, *(v.digest for v in vectors)]).encode(), digest_size=16)
-        merged[method.name] = TaskVector(digest.hexdigest(), deltas)
+        for name, weights in _weightings(prepared, method).items():
+            deltas = models.merge(method, weights)
+            parts = [method.name, str(weights), *(expert.digest for expert in prepared.experts)]
+            digest = hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
+            merged[name] = TaskVector(digest, deltas)
     return merged
 
 
-def _grams(prepared: Prepared, expert: int) -> Mapping[str, np.ndarray]:
-    """Returns XᵀX of the inputs that reach each layer of an expert on its own task's unlabelled search items."""
-    task, model = prepared.tasks[expert], prepared.model
-    if model.activations is None or task.evaluator.inputs is None:
-        raise ConfigError(f"{model.name} and {task.name} must give activations and inputs")  # prepare() has checked it
-    weights = apply(prepared.base, prepared.experts[expert].task_vector)
-    seen = model.activations(model.build(weights), task.evaluator.inputs(task.ids["search"]))
-    return {name: x.T.astype(np.float64) @ x for name, x in seen.items()}
+def _weightings(prepared: Prepared, method: MergeMethodSpec) -> dict[str, list[float]]:
+    equal = [1.0] * len(prepared.experts)
+    weightings = {method.name: equal}
+    if method.uses != "weights":
+        for k, expert in enumerate(prepared.experts):
+            weightings[f"{method.name}+{expert.name}"] = [*equal[:k], 2.0, *equal[k + 1 :]]
+    return weightings
 
 
-def _merge(
-    prepared: Prepared,
-    method: MergeMethodSpec,
-    vectors: Sequence[TaskVector],
-    grams: Sequence[Mapping[str, np.ndarray]],
-    name: str,
-) -> Delta:
-    """Merges one tensor; low-rank changes stay low-rank where the method leaves their columns alone."""
-    zero = np.zeros(prepared.base.tensor(name).shape, np.float32)
-    deltas = [vector.get(name) for vector in vectors]
-    known = [g[name] for g in grams if name in g]
-    matrices = known if method.uses_grams and len(known) == len(vectors) else None
-    merged = method.merge([zero if d is None else dense(d) for d in deltas], [1.0] * len(vectors), matrices)
-    spans = [delta.left for delta in deltas if isinstance(delta, Factors)]
-    return _compress(merged, spans) if spans and len(spans) == sum(d is not None for d in deltas) else merged
+class _Models:
+    """The experts as merge methods see them; what is costly is made once, when it is first needed."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._vectors = [expert.task_vector for expert in prepared.experts]
+
+    def merge(self, method: MergeMethodSpec, weights: Sequence[float]) -> Mapping[str, Delta]:
+        """Merges the experts; low-rank changes stay low-rank where the method leaves their columns alone."""
+        if method.uses == "model":
+            merged = method.merge(self._inputs, weights)
+        else:
+            names = sorted({name for vector in self._vectors for name in vector})
+            merged = {name: self._merge_tensor(method, weights, name) for name in names}
+        return {name: _compress(delta, self._spans(name)) for name, delta in merged.items()}
+
+    def _merge_tensor(self, method: MergeMethodSpec, weights: Sequence[float], name: str) -> np.ndarray:
+        zero = np.zeros(self._prepared.base.tensor(name).shape, np.float32)
+        deltas = [dense(vector.get(name, zero)) for vector in self._vectors]
+        if method.uses == "weights":
+            return np.asarray(method.merge(deltas, weights))
+        grams = [grams[name] for grams in self._grams if name in grams]
+        return np.asarray(method.merge(deltas, weights, grams if len(grams) == len(deltas) else None))
+
+    def _spans(self, name: str) -> list[np.ndarray]:
+        """The column spaces of the experts' changes of a tensor, if all of them are low-rank."""
+        deltas = [vector[name] for vector in self._vectors if name in vector]
+        spans = [delta.left for delta in deltas if isinstance(delta, Factors)]
+        return spans if len(spans) == len(deltas) else []
+
+    @cached_property
+    def _inputs(self) -> MergeInputs:
+        prepared = self._prepared
+        experts = [apply(prepared.base, vector) for vector in self._vectors]
+        return MergeInputs(apply(prepared.base, {}), experts, self._activations)
+
+    @cached_property
+    def _grams(self) -> list[Mapping[str, np.ndarray]]:
+        """XᵀX of the inputs that reach each layer of every expert on its own task's unlabelled search items."""
+        seen = [self._activations(expert, k) for k, expert in enumerate(self._inputs.experts)]
+        return [{name: x.T.astype(np.float64) @ x for name, x in layers.items()} for layers in seen]
+
+    def _activations(self, tensors: Mapping[str, np.ndarray], expert: int) -> Mapping[str, np.ndarray]:
+        model, task = self._prepared.model, self._prepared.tasks[expert]
+        if model.activations is None or task.evaluator.inputs is None:  # prepare() refuses such a run
+            raise ConfigError(f"model {model.name} and task {task.name} must give activations and inputs")
+        return model.activations(model.build(tensors), task.evaluator.inputs(task.ids["search"]))
 
 
 def _compress(delta: np.ndarray, spans: Sequence[np.ndarray]) -> Delta:
     """Returns a change as factors if its columns lie in the span of the given ones, as it is if not."""
+    if not spans:
+        return delta
     basis, _ = np.linalg.qr(np.concatenate(spans, axis=1).astype(np.float64))
     right = basis.T @ delta
     if basis.shape[1] >= min(delta.shape) or np.linalg.norm(basis @ right - delta) > 1e-5 * np.linalg.norm(delta):

@@ -41,7 +41,7 @@ class Child:
 
 
 def materialise(subspace: Subspace, genome: Genome) -> Child:
-    """Turns a genome into weights: base plus task vector in float32, rounded once to the base's dtype.
+    """Turns a genome into weights: base plus task vector in float32 (or float64, for such a base), rounded once.
 
     Args:
         subspace: The space that the genome lives in.
@@ -67,7 +67,9 @@ def _changed(base: Checkpoint, name: str, change: Delta | None) -> np.ndarray:
     tensor = base.tensor(name)
     if change is None:
         return tensor
-    child = (tensor.astype(np.float32) + dense(change)).astype(tensor.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the child finds infinity there
+        total = tensor.astype(np.result_type(tensor.dtype, np.float32)) + dense(change)
+        child = np.asarray(total, tensor.dtype)  # asarray: numpy makes 0-d a number
     child.flags.writeable = False
     return child
 
@@ -105,12 +107,12 @@ def read_genome(checkpoint: Checkpoint) -> Genome:
         values = np.frombuffer(base64.b64decode(record["values"], validate=True), dtype=np.float32)
         genome = Genome(record["subspace"], values)
         named = record["digest"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} carries no genome that can be read: {error!r}") from error
-    if genome.digest != named:
-        raise CheckpointError(
-            f"the genome in {checkpoint.path} is {genome.digest} and is said to be {named}: it was altered"
-        )
+        found = genome.digest
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        hint = "; it was too large, so only its name was written" if error.args == ("values",) else ""
+        raise CheckpointError(f"{checkpoint.path} carries no genome that can be read: {error!r}{hint}") from error
+    if found != named:
+        raise CheckpointError(f"the genome in {checkpoint.path} is {found} and is said to be {named}: it was altered")
     return genome
 
 
@@ -128,14 +130,21 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
 
     Raises:
         CheckpointError: If the genome belongs to another subspace, changes a tensor that a LoRA adapter cannot (a bias,
-            a norm, a tensor with more than two axes), or the rank is below one.
+            a norm, a tensor with more than two axes), holds NaN or infinity, or the rank is below one; all faults at
+            once.
         StorageError: If the folder cannot be written.
     """
     changes = subspace.task_vector(genome)
-    cores = [s for s in subspace.segments if isinstance(s, Core) and subspace.base.tensor(s.name).ndim == 2]
-    held = {core.name for core in cores if core.name.endswith(".weight")}
-    faults = [f"{name}: LoRA adapters hold changes of weight matrices only" for name in changes if name not in held]
-    faults = [fault for fault in faults if changes[fault.partition(":")[0]].any()]
+    cores = [s for s in subspace.segments if isinstance(s, Core) and _is_linear(subspace.base, s.name)]
+    held = {core.name for core in cores}
+    faults = [
+        f"{name}: LoRA adapters hold changes of weight matrices only"
+        for name, change in changes.items()
+        if name not in held and change.any()
+    ]
+    faults += [f"{name}: holds NaN or infinity" for name, change in changes.items() if not np.isfinite(change).all()]
+    if not held:
+        faults.append("the subspace has no weight matrix that an adapter could hold")
     if rank is not None and rank < 1:
         faults.append(f"rank {rank}: at least 1 is needed")
     if faults:
@@ -148,6 +157,11 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
         lost, total = lost + dropped, total + norm
     write_adapter(folder, factors, rank=max(f.left.shape[1] for f in factors.values()))
     return lost / total if total else 0.0
+
+
+def _is_linear(base: Checkpoint, name: str) -> bool:
+    """Tells whether PEFT would take a tensor for the weight of a linear layer."""
+    return name.endswith(".weight") and base.tensor(name).ndim == 2
 
 
 def _factors(core: Core, values: np.ndarray, rank: int | None) -> tuple[Factors, float, float]:

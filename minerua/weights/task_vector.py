@@ -20,12 +20,10 @@ Delta = np.ndarray | Factors
 class TaskVector(Mapping[str, Delta]):
     """Tensor name → change against the base; a tensor that is not named is unchanged.
 
-    Dense changes are computed when they are asked for, in float32, so that an opened expert costs no memory.
-
     Args:
         digest: The name of the weights behind it.
-        names: The tensors that may have changed.
-        read: Maps a name to its change.
+        deltas: The changes; those of a full fine-tune are computed when they are asked for, in float32, so that an
+            opened expert costs no memory.
     """
 
     def __init__(self, digest: str, deltas: Mapping[str, Delta]) -> None:
@@ -52,7 +50,9 @@ class _Difference(Mapping[str, Delta]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        return self._expert.tensor(name).astype(np.float32) - self._base.tensor(name).astype(np.float32)
+        expert, base = self._expert.tensor(name), self._base.tensor(name)
+        wide = np.result_type(expert.dtype, base.dtype, np.float32)
+        return np.asarray(expert.astype(wide) - base.astype(wide), np.float32)  # asarray: numpy makes 0-d a number
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -103,7 +103,7 @@ def open_expert(name: str, path: str | Path, base: Checkpoint) -> Expert:
         adapter = open_adapter(path, base)
         return Expert(name, path, TaskVector(adapter.digest, adapter.factors))
     expert = open_checkpoint(path)
-    faults = compare(base, expert, name=name) or find_non_finite(expert) + _changed_counters(expert, base)
+    faults = compare(base, expert, name=name) + find_non_finite(expert) + _changed_counters(expert, base)
     if faults:
         raise CheckpointError(f"the expert {name!r} at {path} does not fit the base at {base.path}", faults)
     return Expert(name, path, TaskVector(expert.digest, _Difference(expert, base)))
@@ -112,8 +112,11 @@ def open_expert(name: str, path: str | Path, base: Checkpoint) -> Expert:
 def _changed_counters(expert: Checkpoint, base: Checkpoint) -> list[str]:
     return [
         f"{name}: {base.specs[name].dtype} values differ from the base, and only floating-point tensors can be merged"
-        for name in base.specs
-        if not is_floating(base, name) and not np.array_equal(expert.tensor(name), base.tensor(name))
+        for name, spec in base.specs.items()
+        if not is_floating(base, name)
+        and name in expert.specs
+        and expert.specs[name].shape == spec.shape
+        and not np.array_equal(expert.tensor(name), base.tensor(name))
     ]
 
 

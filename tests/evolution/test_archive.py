@@ -80,7 +80,8 @@ def test_archive_agrees_with_pyribs_on_the_same_random_stream(tasks, bins, offse
         for field in ("num_elites", "coverage", "qd_score", "norm_qd_score", "obj_max", "obj_mean"):
             assert getattr(stats, field) == pytest.approx(float(getattr(theirs.stats, field))), field
         data = theirs.data(["solution", "index"], return_type="dict")
-        places = {int(s[0]): tuple(int(i) for i in theirs.int_to_grid_index([p])[0]) for s, p in zip(data["solution"], data["index"], strict=True)}
+        cells = [tuple(int(i) for i in cell) for cell in theirs.int_to_grid_index(data["index"])]
+        places = dict(zip((int(s[0]) for s in data["solution"]), cells, strict=True))
         assert {elite.id: elite.cell for elite in ours.elites} == places
 
 

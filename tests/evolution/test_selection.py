@@ -55,8 +55,11 @@ def test_parents_are_distinct_and_drawn_with_the_sampler_s_probabilities(name):
     generator = np.random.default_rng(0)
     draws = [sample_parents(archive, SAMPLERS[name], generator) for _ in range(4000)]
     assert all(a != b for a, b in draws)
-    first = np.bincount([int(a) for a, _ in draws], minlength=3) / len(draws)
-    assert first == pytest.approx(SAMPLERS[name](archive), abs=0.03)
+    assert all(int(a) > int(b) for a, b in draws), "the better parent comes first"
+    p = SAMPLERS[name](archive)
+    pairs = [p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) for i, j in ((1, 0), (2, 0), (2, 1))]
+    found = [np.mean([pair == (str(i), str(j)) for pair in draws]) for i, j in ((1, 0), (2, 0), (2, 1))]
+    assert found == pytest.approx(pairs, abs=0.03)
 
 
 def test_uniform_sampling_gives_every_elite_the_same_chance():

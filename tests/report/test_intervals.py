@@ -33,7 +33,7 @@ def test_interval_of_the_mean_contains_it_and_stays_between_0_and_1(first, secon
 
 
 def test_interval_of_a_task_is_wilsons_as_printed_in_textbooks():
-    interval = task_interval([1.0] * 81 + [0.0] * 182)  # 81 of 263: 0.2553 to 0.3662, Newcombe 1998, table I
+    interval = task_interval([1.0] * 81 + [0.0] * 182)  # 81 of 263: 0.2553 to 0.3662, Newcombe 1998
     assert interval.lower == pytest.approx(0.2553, abs=5e-5)
     assert interval.upper == pytest.approx(0.3662, abs=5e-5)
 

@@ -1,0 +1,124 @@
+"""How fast are merging and SVD mutation on the CPU, beside the leanest torch code for the same result?
+
+Bounds: merging moves K + 1 + P streams (experts, base, children) through memory, so a merge cannot be faster than a
+copy of as many bytes, timed here as `copy`. An SVD mutation of an n × n matrix costs about 14 n³ floating-point
+operations in double precision and runs in cache; `reference` is LAPACK's SVD by numpy, `torch` the batched
+`torch.linalg.svd`.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from minerua import kernels
+
+EXPERTS = 4
+SHAPES = [(128, 64), (128, 128), (10, 128)]
+THREADS = sorted({1, kernels.num_threads()})
+
+
+@pytest.fixture(params=THREADS, ids=lambda count: f"threads={count}")
+def threads(request):
+    """One number of threads for minerua and for torch."""
+    before = kernels.num_threads(), torch.get_num_threads()
+    kernels.set_num_threads(request.param)
+    torch.set_num_threads(request.param)
+    yield request.param
+    kernels.set_num_threads(before[0])
+    torch.set_num_threads(before[1])
+
+
+# ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merge_with_minerua(experts, coefficients, base):
+    return kernels.merge(experts, coefficients, base=base)
+
+
+def merge_with_torch(experts, coefficients, base):
+    """Lean torch, accumulating in float32: one accumulator per child, one in-place addition per expert."""
+    children = []
+    for row in coefficients.tolist():
+        total = base.float().mul_(1.0 - sum(row))
+        for c, expert in zip(row, experts, strict=True):
+            total.add_(expert, alpha=c)
+        children.append(total.to(base.dtype))
+    return torch.stack(children)
+
+
+MERGES = {"minerua": merge_with_minerua, "torch": merge_with_torch}
+
+
+def merge_inputs(size, children):
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal(size, np.float32)
+    arrays = [base + 0.01 * rng.standard_normal(size, np.float32) for _ in range(EXPERTS)]
+    tensors = [torch.from_numpy(a).bfloat16() for a in [base, *arrays]]
+    return tensors[1:], torch.from_numpy(rng.uniform(0.0, 0.5, (children, EXPERTS))).float(), tensors[0]
+
+
+@pytest.mark.parametrize("children", [1, 8])
+@pytest.mark.parametrize("peer", MERGES)
+def test_merge(benchmark, smoke, threads, children, peer):
+    size = 1 << (12 if smoke else 24)
+    experts, coefficients, base = merge_inputs(size, children)
+    got = MERGES[peer](experts, coefficients, base)[:, ::16].float()
+    sampled = [expert[::16] for expert in experts]  # the reference takes its time; every 16th element will do
+    expected = kernels.merge(sampled, coefficients, base=base[::16], backend="reference").float()
+    torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-3)
+    benchmark.group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"
+    benchmark.extra_info["bytes"] = 2 * size * (EXPERTS + 1 + children)
+    benchmark(MERGES[peer], experts, coefficients, base)
+
+
+@pytest.mark.parametrize("children", [1, 8])
+def test_merge_floor(benchmark, smoke, threads, children):
+    """The floor: a plain copy that moves the same number of bytes."""
+    size = 1 << (12 if smoke else 24)
+    moved = 2 * size * (EXPERTS + 1 + children)
+    source, target = torch.ones(moved // 2, dtype=torch.uint8), torch.empty(moved // 2, dtype=torch.uint8)
+    benchmark.group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"
+    benchmark.extra_info["bytes"] = moved
+    benchmark.name = f"copy[{children}-{threads}]"
+    benchmark(target.copy_, source)
+    assert target.equal(source)
+
+
+# ── SVD mutation ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def svd_with_minerua(matrices, multipliers):
+    return kernels.svd_mutation(matrices, multipliers)
+
+
+def svd_with_reference(matrices, multipliers):
+    return kernels.svd_mutation(matrices, multipliers, backend="reference")
+
+
+def svd_with_torch(matrices, multipliers):
+    u, sigma, vt = torch.linalg.svd(torch.from_numpy(matrices), full_matrices=False)
+    return ((u * (sigma * torch.from_numpy(multipliers))[:, None, :]) @ vt).numpy()
+
+
+MUTATIONS = {"minerua": svd_with_minerua, "reference": svd_with_reference, "torch": svd_with_torch}
+
+
+def matrices_with_gaps(batch, m, n):
+    """Singular values 1 … 0.1, evenly spaced, so that every correct implementation gives the same result."""
+    rng, r = np.random.default_rng(2), min(m, n)
+    u, _ = np.linalg.qr(rng.standard_normal((batch, m, r)))
+    v, _ = np.linalg.qr(rng.standard_normal((batch, n, r)))
+    return ((u * np.linspace(1.0, 0.1, r)) @ v.transpose(0, 2, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("peer", MUTATIONS)
+def test_svd_mutation(benchmark, smoke, threads, shape, peer):
+    batch = 2 if smoke else 64
+    matrices = matrices_with_gaps(batch, *shape)
+    multipliers = np.random.default_rng(3).uniform(0.7, 1.3, (batch, min(shape))).astype(np.float32)
+    got = MUTATIONS[peer](matrices, multipliers)
+    np.testing.assert_allclose(got, svd_with_reference(matrices, multipliers), atol=1e-5)
+    benchmark.group = f"SVD mutation of {batch} matrices of {shape[0]} × {shape[1]}, {threads} threads"
+    benchmark.extra_info["matrices"] = batch
+    benchmark(MUTATIONS[peer], matrices, multipliers)

@@ -1,0 +1,154 @@
+"""`kill -9` at any moment, then `--resume`: every file has the bytes that an uninterrupted run would have written."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import World, make_world
+
+RESULTS = ("journal.jsonl", "archives.json", "best.safetensors", "table.json", "report.html")
+KILLS = 24
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def copy_of(world: World, folder: Path) -> World:
+    shutil.copytree(world.folder, folder, ignore=shutil.ignore_patterns(*RESULTS))
+    return World(folder, world.site_packages)
+
+
+def run_killed_after(world: World, seconds: float) -> bool:
+    """Starts or resumes the run, kills it after some time; tells whether it had ended by itself."""
+    process = subprocess.Popen(
+        world.command("evolve", str(world.run_file), "--resume"),
+        env=world.environment(TOY_SLEEP="0.002"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return False
+    assert process.returncode == 0, errors
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_run(tmp_path, batch):
+    whole = make_world(tmp_path / "whole", evaluations=60)
+    whole.configure(evolution={"evaluations": 60, "batch": batch})
+    began = time.monotonic()
+    done = whole.minerua("evolve", str(whole.run_file), TOY_SLEEP="0.002")
+    usual_seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    moments = random.Random(batch)
+    kills = 0
+    while kills < KILLS // 2:
+        killed = copy_of(whole, tmp_path / f"killed-{kills}")
+        while not run_killed_after(killed, moments.uniform(0.3, 1.0) * usual_seconds):
+            kills += 1
+        assert contents(killed.folder) == contents(whole.folder)
+
+
+def test_every_length_of_a_journal_resumes_to_the_same_bytes(world):
+    """Stands in for a kill at each moment: the journal cut after any byte of some lines, the results missing or old."""
+    from minerua.registry import Registry
+    from minerua.run import execute
+
+    registry = _registry(world)
+    execute(world.run_file, registry=registry)
+    whole = contents(world.folder)
+    journal = whole["journal.jsonl"]
+    ends = [i + 1 for i, byte in enumerate(journal) if byte == ord("\n")]
+    cuts = [0, 1, len(journal) - 1, len(journal)]
+    cuts += [end + offset for end in ends[:8] + ends[20:26] + ends[-12:] for offset in (-1, 0, 17)]
+    for cut in sorted({min(cut, len(journal)) for cut in cuts}):
+        for name in RESULTS:
+            (world.folder / name).unlink(missing_ok=True)
+        (world.folder / "journal.jsonl").write_bytes(journal[:cut])
+        (world.folder / ".best.safetensors.0123456789abcdef.partial").write_bytes(b"half")
+        execute(world.run_file, registry=registry, resume=True)
+        assert contents(world.folder) == whole, f"cut after {cut} of {len(journal)} bytes"
+        assert not list(world.folder.glob("*.partial"))
+
+
+def _registry(world: World):
+    import sys
+
+    from minerua.merge import methods
+    from minerua.registry import Registry
+
+    sys.path.insert(0, str(world.site_packages))
+    try:
+        import toy_plugin
+    finally:
+        sys.path.pop(0)
+        sys.modules.pop("toy_plugin", None)
+    return Registry.of(toy_plugin, methods)
+
+
+def test_a_finished_run_resumed_changes_nothing(world):
+    assert world.minerua("evolve", str(world.run_file)).returncode == 0
+    before = contents(world.folder)
+    assert world.minerua("evolve", str(world.run_file), "--resume").returncode == 0
+    assert contents(world.folder) == before
+
+
+def test_two_runs_with_the_same_seed_are_equal_and_another_seed_differs(world, tmp_path):
+    other, third = copy_of(world, tmp_path / "other"), copy_of(world, tmp_path / "third")
+    third.configure(seed=4)
+    for each in (world, other, third):
+        assert each.minerua("evolve", str(each.run_file)).returncode == 0
+    assert contents(world.folder) == contents(other.folder)
+    assert contents(world.folder)["journal.jsonl"] != contents(third.folder)["journal.jsonl"]
+
+
+def test_a_run_without_resume_refuses_a_folder_with_a_journal(world):
+    assert world.minerua("evolve", str(world.run_file)).returncode == 0
+    again = world.minerua("evolve", str(world.run_file))
+    assert again.returncode == 2
+    assert "exists already: continue that run with --resume" in again.stderr
+
+
+def test_a_changed_run_file_is_refused_naming_what_changed(world):
+    assert world.minerua("evolve", str(world.run_file)).returncode == 0
+    before = contents(world.folder)
+    world.configure(seed=4, evolution={"evaluations": 41})
+    again = world.minerua("evolve", str(world.run_file), "--resume")
+    assert again.returncode == 2
+    assert "belongs to another run" in again.stderr
+    assert "config.seed: the journal has 3, this run has 4" in again.stderr
+    assert "config.evolution.evaluations: the journal has 40, this run has 41" in again.stderr
+    assert contents(world.folder) == before
+
+
+def test_a_child_that_fails_is_journalled_with_its_reason_and_the_run_goes_on(world):
+    plugin = world.site_packages / "toy_plugin.py"
+    text = plugin.read_text()
+    line = "        inputs, labels = _problem(task)\n"
+    assert line in text
+    plugin.write_text(
+        text.replace(line, line + "        if model(inputs).sum() > HOT:\n            raise ValueError('too hot')\n")
+    )
+    done = world.minerua("evolve", str(world.run_file))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (world.folder / "journal.jsonl").read_text().splitlines()]
+    failed = [event for event in events if event["event"] == "tell" and "failed" in event]
+    assert failed
+    assert all("ValueError: too hot" in event["failed"] for event in failed)
+    assert sum(event["event"] == "tell" for event in events) == 40
+    assert events[-1]["event"] == "end"

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from minerua.errors import CheckpointError
+from minerua.weights import Factors, apply, dense, is_floating, open_checkpoint, open_expert
+
+from ..worlds import COUNTER, DTYPES, SHAPES, base_tensors, tuned_tensors, write_lora, write_model
+
+
+@pytest.fixture(params=sorted(DTYPES))
+def dtype(request):
+    return request.param
+
+
+def _base(folder, dtype="float32"):
+    return open_checkpoint(write_model(folder / "base", base_tensors(dtype=dtype)))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_task_vector_of_a_full_fine_tune_is_its_difference_from_the_base(tmp_path, dtype, shards):
+    base = base_tensors(dtype=dtype)
+    tuned = tuned_tensors(base, seed=1)
+    expert = open_expert("e", write_model(tmp_path / "e", tuned, shards=shards), _base(tmp_path, dtype))
+    assert sorted(expert.task_vector) == sorted(SHAPES)
+    assert len(expert.task_vector) == len(SHAPES)
+    for name, change in expert.task_vector.items():
+        assert isinstance(change, np.ndarray)
+        assert (change.dtype, change.shape) == (np.float32, SHAPES[name])
+        exact = tuned[name].astype(np.float64) - base[name].astype(np.float64)
+        np.testing.assert_array_equal(change, exact.astype(np.float32))
+
+
+def test_base_plus_task_vector_is_the_expert(tmp_path, dtype):
+    base, tuned = _base(tmp_path, dtype), tuned_tensors(base_tensors(dtype=dtype), seed=1)
+    expert = open_expert("e", write_model(tmp_path / "e", tuned), base)
+    for name, array in apply(base, expert.task_vector).items():
+        tolerance = np.abs(base.tensor(name).astype(np.float64)).max() * 2**-23
+        np.testing.assert_allclose(array.astype(np.float64), tuned[name].astype(np.float64), rtol=0, atol=tolerance)
+
+
+def test_a_task_vector_in_double_precision_is_rounded_after_the_difference(tmp_path):
+    base = {"w": np.ones((2, 2))}
+    tuned = {"w": base["w"] + 2.0**-40}
+    opened = open_checkpoint(write_model(tmp_path / "base", base))
+    change = open_expert("e", write_model(tmp_path / "e", tuned), opened).task_vector["w"]
+    assert (change == np.float32(2.0**-40)).all()
+
+
+def test_an_adapter_s_task_vector_holds_factors_of_the_tensors_that_it_changes(tmp_path):
+    base = _base(tmp_path)
+    expert = open_expert("e", write_lora(tmp_path / "e", {"body.weight": 2, "head.weight": 1}, seed=0), base)
+    assert sorted(expert.task_vector) == ["body.weight", "head.weight"]
+    assert all(isinstance(change, Factors) for change in expert.task_vector.values())
+    left, right = expert.task_vector["body.weight"]
+    np.testing.assert_array_equal(dense(expert.task_vector["body.weight"]), left @ right)
+
+
+def test_an_expert_knows_its_name_path_and_digest(tmp_path):
+    base, tuned = _base(tmp_path), tuned_tensors(base_tensors(), seed=1)
+    one = open_expert("one", str(write_model(tmp_path / "one", tuned)), base)
+    cut = open_expert("cut", write_model(tmp_path / "cut", tuned, shards=2), base)
+    other = open_expert("other", write_model(tmp_path / "other", tuned_tensors(base_tensors(), seed=2)), base)
+    assert (one.name, one.path) == ("one", tmp_path / "one")
+    assert one.digest == one.task_vector.digest == cut.digest
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize("name", [COUNTER, "nothing"])
+def test_what_cannot_be_merged_is_not_in_a_task_vector(tmp_path, name):
+    expert = open_expert("e", write_model(tmp_path / "e", tuned_tensors(base_tensors(), seed=1)), _base(tmp_path))
+    assert name not in expert.task_vector
+    with pytest.raises(KeyError, match=name):
+        expert.task_vector[name]
+
+
+def test_only_real_numbers_are_floating(tmp_path):
+    tensors = {"f": np.zeros(1), "i": np.zeros(1, np.int8), "b": np.zeros(1, bool), "c": np.zeros(1, np.complex64)}
+    opened = open_checkpoint(write_model(tmp_path / "base", tensors))
+    assert [name for name in opened.specs if is_floating(opened, name)] == ["f"]
+
+
+def test_all_faults_of_an_expert_are_told_at_once(tmp_path):
+    tuned = tuned_tensors(base_tensors(), seed=1)
+    tuned["body.bias"][3] = np.nan
+    tuned["head.weight"] = np.zeros((5, 9), np.float32)
+    tuned[COUNTER] = tuned[COUNTER] + 1
+    tuned["extra"] = tuned.pop("norm.weight")
+    with pytest.raises(CheckpointError, match="the expert 'coder' at .*e does not fit the base at .*base") as caught:
+        open_expert("coder", write_model(tmp_path / "e", tuned), _base(tmp_path))
+    assert sorted(caught.value.faults) == [
+        "coder has tensor 'extra' of shape [6], which the base lacks",
+        "coder has tensor 'head.weight' with shape [5, 9], the base [5, 8]",
+        "coder lacks tensor 'norm.weight', which the base holds with shape [6]",
+        "steps: int64 values differ from the base, and only floating-point tensors can be merged",
+        "tensor 'body.bias': 1 of 8 numbers are NaN or infinite, first at [3]",
+    ]
+
+
+def test_a_counter_of_another_shape_is_told_once(tmp_path):
+    tuned = tuned_tensors(base_tensors(), seed=1) | {COUNTER: np.arange(4)}
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        open_expert("e", write_model(tmp_path / "e", tuned), _base(tmp_path))
+    assert caught.value.faults == ("e has tensor 'steps' with shape [4], the base [3]",)
+
+
+@pytest.mark.parametrize("path", ["gone", "gone.safetensors"])
+def test_an_expert_that_is_not_there_is_said_to_be_missing(tmp_path, path):
+    with pytest.raises(CheckpointError, match="No such file or directory"):
+        open_expert("e", tmp_path / path, _base(tmp_path))
