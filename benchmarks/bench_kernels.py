@@ -6,6 +6,8 @@ operations in double precision and runs in cache; `reference` is LAPACK's SVD by
 `torch.linalg.svd`.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -49,18 +51,25 @@ def merge_with_torch(experts, coefficients, base):
 MERGES = {"minerua": merge_with_minerua, "torch": merge_with_torch}
 
 
+@functools.lru_cache(maxsize=1)
+def tensors_of(size):
+    """A base and its experts; drawing them takes longer than merging them."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(size, generator=generator)
+    changed = [base + 0.01 * torch.randn(size, generator=generator) for _ in range(EXPERTS)]
+    return base.bfloat16(), [expert.bfloat16() for expert in changed]
+
+
 def merge_inputs(size, children):
-    rng = np.random.default_rng(1)
-    base = rng.standard_normal(size, np.float32)
-    arrays = [base + 0.01 * rng.standard_normal(size, np.float32) for _ in range(EXPERTS)]
-    tensors = [torch.from_numpy(a).bfloat16() for a in [base, *arrays]]
-    return tensors[1:], torch.from_numpy(rng.uniform(0.0, 0.5, (children, EXPERTS))).float(), tensors[0]
+    base, experts = tensors_of(size)
+    generator = torch.Generator().manual_seed(2)
+    return experts, torch.rand(children, EXPERTS, generator=generator) / 2, base
 
 
 @pytest.mark.parametrize("children", [1, 8])
 @pytest.mark.parametrize("peer", MERGES)
 def test_merge(benchmark, smoke, threads, children, peer):
-    size = 1 << (12 if smoke else 24)
+    size = 1 << (12 if smoke else 23)
     experts, coefficients, base = merge_inputs(size, children)
     got = MERGES[peer](experts, coefficients, base)[:, ::16].float()
     sampled = [expert[::16] for expert in experts]  # the reference takes its time; every 16th element will do
@@ -74,7 +83,7 @@ def test_merge(benchmark, smoke, threads, children, peer):
 @pytest.mark.parametrize("children", [1, 8])
 def test_merge_floor(benchmark, smoke, threads, children):
     """The floor: a plain copy that moves the same number of bytes."""
-    size = 1 << (12 if smoke else 24)
+    size = 1 << (12 if smoke else 23)
     moved = 2 * size * (EXPERTS + 1 + children)
     source, target = torch.ones(moved // 2, dtype=torch.uint8), torch.empty(moved // 2, dtype=torch.uint8)
     benchmark.group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"

@@ -87,6 +87,11 @@ def deal(evaluators: Sequence[EvaluatorSpec], fractions: Mapping[str, float], *,
     return tuple(tasks)
 
 
+def item_faults(evaluators: Sequence[EvaluatorSpec]) -> list[str]:
+    """Returns what is wrong with the evaluators' items themselves, however they are to be dealt out."""
+    return [fault for evaluator in evaluators for fault in _items(evaluator)[1]]
+
+
 def _items(evaluator: EvaluatorSpec) -> tuple[list[str], list[str]]:
     """Returns an evaluator's ids, and what is wrong with them."""
     try:

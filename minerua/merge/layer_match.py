@@ -59,7 +59,7 @@ def match_layers(inputs: MergeInputs, weights: Sequence[float]) -> dict[str, np.
         fitted = _fit(name, bias, reaching, own, inputs.experts, shares)
         merged |= fitted
         model |= fitted
-    return {name: tensor - base[name] for name, tensor in merged.items()}
+    return {name: np.asarray(tensor - base[name]) for name, tensor in merged.items()}  # numpy makes 0-d a number
 
 
 def _bias_of(name: str, base: Mapping[str, np.ndarray]) -> str | None:

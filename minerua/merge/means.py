@@ -38,10 +38,12 @@ def task_arithmetic(task_vectors: Sequence[np.ndarray], weights: Sequence[float]
         >>> task_arithmetic([np.float32([0, 2]), np.float32([4, 4])], [0.5, 0.25]).tolist()
         [1.0, 2.0]
     """
+    import numpy as np
+
     from minerua import kernels
 
-    merged: np.ndarray = kernels.merge(task_vectors, [list(weights)])[0]
-    return merged
+    arrays = [np.asarray(vector) for vector in task_vectors]  # numpy makes arithmetic on 0-d arrays a number
+    return np.asarray(kernels.merge(arrays, [list(weights)])[0])
 
 
 def regmean(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from minerua.config import RunConfig, read_yaml, validate
 from minerua.errors import CheckpointError, ConfigError, MineruaError
-from minerua.evaluation import Task, deal
+from minerua.evaluation import Task, deal, item_faults
 from minerua.evolution.variants import VARIANTS, Variant
 from minerua.registry import Registry
 from minerua.values import EvaluatorSpec, MergeMethodSpec, ModelSpec
@@ -74,18 +74,28 @@ def prepare(path: str | Path, registry: Registry) -> Prepared:
     config, found = validate(content)
     faults = _Faults(found)
     model = _named(faults, registry.models, content.get("model"))
-    tasks = content.get("tasks")
-    names = [name for name in tasks if isinstance(name, str)] if isinstance(tasks, list) else []
+    names = _texts(content, "tasks")
     evaluators = [spec for name in dict.fromkeys(names) if (spec := _named(faults, registry.evaluators, name))]
     base, experts = _weights(faults, path.parent, content)
     variant = _variant(config) if config else None
-    merges = [m for name in (variant.merges if variant else ()) if (m := _named(faults, registry.merge_methods, name))]
+    wanted = variant.merges if variant else _texts(content.get("evolution"), "merges")
+    merges = [merge for name in wanted if (merge := _named(faults, registry.merge_methods, name))]
     if config and variant:
         faults += _disagreements(config, variant, model, evaluators, merges)
-    dealt = faults.attempt(lambda: deal(evaluators, config.splits.fractions, seed=config.seed)) if config else None
+    dealt = None
+    if config:
+        dealt = faults.attempt(partial(deal, evaluators, config.splits.fractions, seed=config.seed))
+    else:
+        faults += item_faults(evaluators)
     if faults or not (config and variant and model and base and dealt):
         raise ConfigError(f"{path} cannot be run", faults)
     return Prepared(config, variant, model, tuple(merges), base, tuple(experts), dealt)
+
+
+def _texts(section: Any, key: str) -> list[str]:
+    """Returns the texts in a list of the run file, as far as it is one; its validation has told the rest."""
+    found = section.get(key) if isinstance(section, dict) else None
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def _named(faults: _Faults, known: Mapping[str, T], name: Any) -> T | None:

@@ -30,8 +30,8 @@ def assert_same_bits(left, right):
     np.testing.assert_array_equal(as_bits(left), as_bits(right))
 
 
-# (shape, number of experts): scalars, empty arrays, tails around 32, several tasks of the pool, more experts than a block
-# of the usual size holds.
+# (shape, number of experts): scalars, empty arrays, tails around 32, several tasks of the pool, more experts than a
+# block of the usual size holds.
 CASES = [((), 2), ((1,), 1), ((31,), 3), ((33,), 9), ((3, 0), 2), ((7, 130), 70), ((2, 3, 5), 300), ((70000,), 2)]
 
 
