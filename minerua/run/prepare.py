@@ -160,6 +160,12 @@ def _disagreements(
             faults.append(
                 f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks"
             )
+    lower, upper = config.evolution.lower_bounds or (), config.evolution.upper_bounds or ()
+    for task, low, high in zip(config.tasks, lower, upper, strict=False):
+        if not low < high:
+            faults.append(
+                f"evolution: the bounds of {task} are {low:g} and {high:g}: the upper must be above its lower bound"
+            )
     hungry = [merge.name for merge in merges if merge.uses != "weights"]
     if hungry and model and model.activations is None:
         faults.append(

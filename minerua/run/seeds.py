@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from minerua.errors import ConfigError
+from minerua.errors import BrokenPlugin, ConfigError
 from minerua.run.prepare import Prepared
 from minerua.values import Genome, MergeInputs, MergeMethodSpec
 from minerua.weights import Delta, Factors, Subspace, TaskVector, apply, dense
@@ -78,20 +79,38 @@ class _Models:
 
     def merge(self, method: MergeMethodSpec, weights: Sequence[float]) -> Mapping[str, Delta]:
         """Merges the experts; low-rank changes stay low-rank where the method leaves their columns alone."""
-        if method.uses == "model":
-            merged = method.merge(self._inputs, weights)
-        else:
-            names = sorted({name for vector in self._vectors for name in vector})
-            merged = {name: self._merge_tensor(method, weights, name) for name in names}
+        try:
+            merged = self._merge(method, weights)
+        except Exception as error:
+            raise BrokenPlugin(f"merge method {method.name!r} failed: {type(error).__name__}: {error}") from error
+        faults = [fault for name, delta in merged.items() for fault in self._faults(name, delta)]
+        if faults:
+            raise BrokenPlugin(
+                f"merge method {method.name!r} returned what cannot be used; leave it out of evolution.merges", faults
+            )
         return {name: _compress(delta, self._spans(name)) for name, delta in merged.items()}
 
-    def _merge_tensor(self, method: MergeMethodSpec, weights: Sequence[float], name: str) -> np.ndarray:
+    def _merge(self, method: MergeMethodSpec, weights: Sequence[float]) -> dict[str, np.ndarray]:
+        if method.uses == "model":
+            merged = method.merge(self._inputs, weights)
+            return {name: np.asarray(delta, np.float32) for name, delta in merged.items()}
+        names = sorted({name for vector in self._vectors for name in vector})
+        return {name: np.asarray(self._merge_tensor(method, weights, name), np.float32) for name in names}
+
+    def _faults(self, name: str, delta: np.ndarray) -> list[str]:
+        """Says what is wrong with a merged tensor; one NaN in it could reach every genome through the bases."""
+        spec = self._prepared.base.specs.get(name)
+        if spec is None or delta.shape != spec.shape:
+            return [f"{name}: shape {list(delta.shape)}, the base has {list(spec.shape) if spec else 'no such tensor'}"]
+        return [] if np.isfinite(delta).all() else [f"{name}: NaN or infinity"]
+
+    def _merge_tensor(self, method: MergeMethodSpec, weights: Sequence[float], name: str) -> Any:
         zero = np.zeros(self._prepared.base.tensor(name).shape, np.float32)
         deltas = [dense(vector.get(name, zero)) for vector in self._vectors]
         if method.uses == "weights":
-            return np.asarray(method.merge(deltas, weights))
+            return method.merge(deltas, weights)
         grams = [grams[name] for grams in self._grams if name in grams]
-        return np.asarray(method.merge(deltas, weights, grams if len(grams) == len(deltas) else None))
+        return method.merge(deltas, weights, grams if len(grams) == len(deltas) else None)
 
     def _spans(self, name: str) -> list[np.ndarray]:
         """The column spaces of the experts' changes of a tensor, if all of them are low-rank."""

@@ -171,7 +171,7 @@ def test_an_adapter_that_does_not_fit_the_base_is_told_with_the_others(world):
     tensors = base_tensors()
     tensors["body.weight"] = np.zeros((9, 9), np.float32)
     write_model(world.folder / "base", tensors)
-    world.rewrite(experts={"tuned": "expert-0", "adapter": folder.name})
+    world.rewrite(experts={"tuned": "expert-0", "adapter": folder.name}, evolution={"variant": "paper"})
     tuned, adapter = _faults(world)
     assert "tuned has tensor 'body.weight' with shape [8, 6], the base [9, 9]" in tuned
     assert "adapter cannot be used as a LoRA adapter: module 'body'" in adapter
@@ -219,7 +219,10 @@ def _blind(tmp_path, **settings):
             "experts: base, mean: the report has rows of this name already; choose another one",
         ),
         (
-            {"evolution": {"merges": ["regmean"]}, "experts": {"regmean": "expert-0", "b": "expert-1", "c": "expert-2"}},
+            {
+                "evolution": {"merges": ["regmean"]},
+                "experts": {"regmean": "expert-0", "b": "expert-1", "c": "expert-2"},
+            },
             "experts: regmean: the report has rows of this name already; choose another one",
         ),
     ],

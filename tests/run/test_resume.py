@@ -142,7 +142,11 @@ def test_a_child_that_fails_is_journalled_with_its_reason_and_the_run_goes_on(wo
     line = "        inputs, labels = _problem(task)\n"
     assert line in text
     plugin.write_text(
-        text.replace(line, line + "        if int(abs(model(inputs)).sum() * 1000) % 3 == 0:\n            raise ValueError('too hot')\n")
+        text.replace(
+            line,
+            line
+            + "        if int(abs(model(inputs)).sum() * 1000) % 3 == 0:\n            raise ValueError('too hot')\n",
+        )
     )
     done = world.minerua("evolve", str(world.run_file))
     assert done.returncode == 0, done.stderr
