@@ -41,9 +41,9 @@ class SplitsConfig(_Section):
         test: What only the report sees.
     """
 
-    search: Real = pydantic.Field(0.4, gt=0, lt=1)
-    select: Real = pydantic.Field(0.2, gt=0, lt=1)
-    test: Real = pydantic.Field(0.4, gt=0, lt=1)
+    search: Real = pydantic.Field(default=0.4, gt=0, lt=1)
+    select: Real = pydantic.Field(default=0.2, gt=0, lt=1)
+    test: Real = pydantic.Field(default=0.4, gt=0, lt=1)
 
     @pydantic.model_validator(mode="after")
     def _sum(self) -> SplitsConfig:
@@ -81,15 +81,15 @@ class EvolutionConfig(_Section):
     """
 
     variant: Literal["minerua", "paper", "repo"] = "minerua"
-    evaluations: Whole = pydantic.Field(1200, ge=1)
-    batch: Whole = pydantic.Field(1, ge=1)
-    bins: Whole = pydantic.Field(15, ge=1, le=1000)
+    evaluations: Whole = pydantic.Field(default=1200, ge=1)
+    batch: Whole = pydantic.Field(default=1, ge=1)
+    bins: Whole = pydantic.Field(default=15, ge=1, le=1000)
     crossover: Literal["gaussian", "directed"] | None = None
-    crossover_width: Real | None = pydantic.Field(None, ge=0)
+    crossover_width: Real | None = pydantic.Field(default=None, ge=0)
     crossover_per_tensor: bool | None = None
     mutation: Literal["literal", "additive", "two-sided", "expert", "gaussian", "none"] | None = None
-    mutation_strength: Real | None = pydantic.Field(None, ge=0)
-    mutation_probability: Real | None = pydantic.Field(None, ge=0, le=1)
+    mutation_strength: Real | None = pydantic.Field(default=None, ge=0)
+    mutation_probability: Real | None = pydantic.Field(default=None, ge=0, le=1)
     sampling: Literal["elite", "elite-repository", "uniform"] | None = None
     bounds: Literal["experts", "best-seed"] | None = None
     merges: tuple[str, ...] | None = None
@@ -114,14 +114,14 @@ class RunConfig(_Section):
     """
 
     minerua: Annotated[Literal[1], pydantic.BeforeValidator(_number)]
-    seed: Whole = pydantic.Field(0, ge=0, lt=2**63)
+    seed: Whole = pydantic.Field(default=0, ge=0, lt=2**63)
     base: Path
     experts: dict[str, Path] = pydantic.Field(min_length=2)
     model: str
     tasks: tuple[str, ...] = pydantic.Field(min_length=2)
     evolution: EvolutionConfig = EvolutionConfig()
     splits: SplitsConfig = SplitsConfig()
-    time_limit_seconds: Real = pydantic.Field(600.0, gt=0)
+    time_limit_seconds: Real = pydantic.Field(default=600.0, gt=0)
 
     @pydantic.field_validator("tasks")
     @classmethod
@@ -144,12 +144,13 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are refused: write the value out", event.start_mark)
-        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is refused", event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
-        return node
+            raise yaml.composer.ComposerError(None, None, "aliases are refused: write the value out", mark)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.composer.ComposerError(None, None, f"the tag {tag!r} is refused", mark)
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -161,7 +162,8 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         if word in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {word!r} stands here twice", key.start_mark)
         seen.add(word)
-    return loader.construct_mapping(node, deep=True)
+    mapping: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return mapping
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -196,14 +198,14 @@ def validate(content: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, [_fault(fault) for fault in error.errors()]
 
 
-_FIELDS = {(): RunConfig, ("evolution",): EvolutionConfig, ("splits",): SplitsConfig}
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {(): RunConfig, ("evolution",): EvolutionConfig, ("splits",): SplitsConfig}
 
 
 def _fault(fault: Any) -> str:
     """Says in one line where a mistake is and what to do about it."""
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = list(_FIELDS[fault["loc"][:-1]].model_fields)
+        known = list(_SECTIONS[fault["loc"][:-1]].model_fields)
         nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
         return f"{place}: unknown key; {hint}"

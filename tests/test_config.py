@@ -78,7 +78,10 @@ def test_yaml_itself_takes_3e_4_for_a_text():
         ({"sead": 1}, "sead: unknown key; did you mean 'seed'?"),
         ({"expert": {}}, "expert: unknown key; did you mean 'experts'?"),
         ({"evolution": {"bin": 3}}, "evolution.bin: unknown key; did you mean 'bins'?"),
-        ({"evolution": {"mutation_strenght": 1}}, "evolution.mutation_strenght: unknown key; did you mean 'mutation_str"),
+        (
+            {"evolution": {"mutation_strenght": 1}},
+            "evolution.mutation_strenght: unknown key; did you mean 'mutation_str",
+        ),
         ({"splits": {"tset": 0.4}}, "splits.tset: unknown key; did you mean 'test'?"),
         ({"splits": {"xyz": 0.4}}, "splits.xyz: unknown key; known keys: search, select, test"),
         ({"minerua": ...}, "minerua: missing; this key is required"),

@@ -184,7 +184,13 @@ def registry_of(toys: Toys) -> Registry:
 
 
 def make_world(
-    folder: Path, *, tasks: int = 3, kind: str = "full", dtype: str = "float32", toys: Toys | None = None, **changes: Any
+    folder: Path,
+    *,
+    tasks: int = 3,
+    kind: str = "full",
+    dtype: str = "float32",
+    toys: Toys | None = None,
+    **changes: Any,
 ) -> World:
     """Makes a world with one expert per task.
 

@@ -43,7 +43,9 @@ class Record:
         if not self._past:
             self._journal.write(event)
             return
-        past = self._past.popleft()
+        self._compare(self._past.popleft(), event)
+
+    def _compare(self, past: Event, event: Mapping[str, Any]) -> None:
         differences = _differences(past, json.loads(json.dumps(event)))
         if differences:
             raise JournalError(
@@ -68,6 +70,8 @@ class Record:
             JournalError: If the journal holds another event here.
             StorageError: If it cannot be written.
         """
+        if self._past:  # compared before anything follows from the outcome, which may be another run's
+            self._compare({key: self._past[0].get(key) for key in event}, event)
         outcome = decode_outcome(self._past[0]) if self._past and _has_outcome(self._past[0]) else evaluate()
         self.confirm({**event, **encode_outcome(outcome), **added(outcome)})
         return outcome
