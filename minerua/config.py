@@ -158,7 +158,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
-        word = loader.construct_object(key)  # type: ignore[no-untyped-call]
+        word = loader.construct_object(key)
         if word in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {word!r} stands here twice", key.start_mark)
         seen.add(word)
@@ -198,7 +198,11 @@ def validate(content: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, [_fault(fault) for fault in error.errors()]
 
 
-_SECTIONS: dict[tuple[str, ...], type[_Section]] = {(): RunConfig, ("evolution",): EvolutionConfig, ("splits",): SplitsConfig}
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
+    (): RunConfig,
+    ("evolution",): EvolutionConfig,
+    ("splits",): SplitsConfig,
+}
 
 
 def _fault(fault: Any) -> str:

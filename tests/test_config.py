@@ -217,7 +217,7 @@ def test_a_mapping_is_read_as_it_stands(tmp_path):
         (b"a: \xff", "'utf-8' codec can't decode byte 0xff"),
         ("a: 2001-13-45", "month must be in 1..12"),
         ("a: " + "9" * 5000, "Exceeds the limit"),
-        ("a: " + "[" * 2000, "recursion"),
+        ("a: " + "[" * 600, "recursion"),
     ],
 )
 def test_what_is_no_yaml_is_refused_with_its_place(tmp_path, text, message):
@@ -245,7 +245,7 @@ def test_tags_are_refused(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["a: &x 1\nb: *x", "a: &a [*a]", "a: &x {b: 1}\nc: {d: *x}"])
 def test_aliases_are_refused(tmp_path, text):
-    with pytest.raises(ConfigError, match="aliases are refused: write the value out in .*line"):
+    with pytest.raises(ConfigError, match=r"aliases are refused: write the value out in .*line"):
         _read(tmp_path, text)
 
 
@@ -267,5 +267,5 @@ def test_a_file_must_hold_a_mapping(tmp_path, text, kind):
 def test_a_file_that_cannot_be_read_says_why(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*gone\.yml: No such file or directory"):
         read_yaml(tmp_path / "gone.yml")
-    with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_yaml(tmp_path)

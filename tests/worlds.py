@@ -16,7 +16,7 @@ import yaml
 from minerua import EvaluatorSpec, ModelSpec, hookimpl
 from minerua.registry import Registry
 from minerua.values import MergeMethodSpec
-from minerua.weights import Checkpoint, Factors, open_checkpoint, write_adapter, write_checkpoint
+from minerua.weights import Checkpoint, Factors, dense, open_checkpoint, write_adapter, write_checkpoint
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -85,6 +85,18 @@ def write_lora(folder: Path, ranks: Mapping[str, int], *, seed: int) -> Path:
     factors = {name: low_rank(shapes[name], rank, seed=seed + i) for i, (name, rank) in enumerate(ranks.items())}
     write_adapter(folder, factors, rank=max(ranks.values()))
     return folder
+
+
+def dense_of(vector: Mapping[str, Any]) -> Tensors:
+    """Returns a task vector, dense, in float64."""
+    return {name: dense(change).astype(np.float64) for name, change in vector.items()}
+
+
+def assert_close(found: Mapping[str, Any], expected: Mapping[str, Any], *, tolerance: float = 2e-6) -> None:
+    """Compares two task vectors; a tensor that one of them lacks is unchanged there."""
+    for name in {*found, *expected}:
+        zero = np.zeros(SHAPES[name])
+        np.testing.assert_allclose(found.get(name, zero), expected.get(name, zero), rtol=0, atol=tolerance)
 
 
 # ── a model and its tasks ────────────────────────────────────────────────────────────────────────────────────────────

@@ -79,7 +79,7 @@ def _fit(
     import numpy as np
 
     thetas = [_joined(expert[name], None if bias is None else expert[bias]) for expert in experts]  # each (m, n + 1)
-    prior = sum(share * theta for share, theta in zip(shares, thetas, strict=True))
+    prior = sum((share * theta for share, theta in zip(shares, thetas, strict=True)), start=np.zeros(()))
     gram, pulled = np.zeros((prior.shape[1],) * 2), np.zeros(prior.shape)
     for share, theta, merged, seen in zip(shares, thetas, reaching, own, strict=True):
         rows, answers = _with_ones(merged, bias), _with_ones(seen[name], bias) @ theta.T  # (r, n + 1), (r, m)

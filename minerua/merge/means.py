@@ -73,7 +73,10 @@ def regmean(
 
     if grams is None:
         return mean(task_vectors, weights)
-    total = sum(w * g.astype(np.float64) for w, g in zip(weights, grams, strict=True))
-    pulled = sum(w * (t.astype(np.float64) @ g) for w, t, g in zip(weights, task_vectors, grams, strict=True))
+    zero = np.zeros(())
+    total = sum((w * g.astype(np.float64) for w, g in zip(weights, grams, strict=True)), start=zero)
+    pulled = sum(
+        (w * (t.astype(np.float64) @ g) for w, t, g in zip(weights, task_vectors, grams, strict=True)), start=zero
+    )
     ridge = 1e-6 * float(np.trace(total)) / len(total) or 1.0  # all inputs zero: any answer serves, this one is zero
     return np.linalg.solve(total + ridge * np.eye(len(total)), pulled.T).T.astype(np.float32)

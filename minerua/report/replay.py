@@ -88,6 +88,7 @@ class Replay:
         curves: Per archive, the points at which it changed.
         evaluations: How many children were told.
         pending: How many children were asked for and not told.
+        merged: Digest → name and parents of every candidate for the final model.
         finals: Row → split → (digest, outcome).
         end: The `end` event, or `None` in an unfinished run.
 
@@ -110,6 +111,7 @@ class Replay:
         self.curves: list[list[Point]] = []
         self.evaluations = 0
         self.finals: dict[str, dict[str, tuple[str, Scores | Failure]]] = {}
+        self.merged: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.end: Event | None = None
         self._asked: dict[int, Event] = {}
         for line, event in enumerate(events, 1):
@@ -128,6 +130,7 @@ class Replay:
             "bounds": self._open,
             "ask": self._ask,
             "tell": self._tell,
+            "candidate": self._candidate,
             "final": self._final,
             "end": self._end,
         }
@@ -181,6 +184,9 @@ class Replay:
         for curve, archive, status in zip(self.curves, self.archives, added, strict=True):
             if status:
                 curve.append(Point(self.evaluations, archive.stats()))
+
+    def _candidate(self, event: Event) -> None:
+        self.merged[str(event["digest"])] = (str(event["name"]), tuple(event["parents"]))
 
     def _final(self, event: Event) -> None:
         splits = self.finals.setdefault(str(event["row"]), {})

@@ -172,16 +172,12 @@ def _best(replay: Replay) -> Child | None:
 
 
 def _merge(replay: Replay, digest: str) -> Child | None:
-    """A final row that is neither seed nor child, as a child of what it was merged from, where that is known."""
-    names = [row for row in replay.finals if _digest(replay, row) == digest]
-    if not names:
+    """A final model that is neither seed nor child, as a child of what it was merged from."""
+    rows = [row for row in replay.finals if _digest(replay, row) == digest]
+    if not rows:
         return None
-    name = min(names, key=lambda name: name == BEST_ROW)  # its own name rather than that of the result
-    parents = {
-        "aggregate": [archive.best().digest for archive in replay.archives if len(archive)],
-        "mean": [child.digest for child in replay.children if child.expert and child.means is not None],
-    }.get(name, [])
-    _, outcome = replay.finals[name].get("search", ("", None))
+    name, parents = replay.merged.get(digest, (rows[0], ()))
+    _, outcome = replay.finals[rows[0]].get("search", ("", None))
     return Child(
         id=1 + max((child.id for child in replay.children), default=-1),
         digest=digest,
@@ -189,7 +185,7 @@ def _merge(replay: Replay, digest: str) -> Child | None:
         name=name,
         expert=False,
         task=None,
-        parents=tuple(parents),
+        parents=parents,
         means=outcome.means if isinstance(outcome, Scores) else None,
         failure=None,
         shares=replay.shares(parents),

@@ -38,6 +38,21 @@ class Final:
     rows: Mapping[str, Genome]
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A model that may become the final one.
+
+    Args:
+        name: What it is.
+        genome: Its genome.
+        parents: Digests of the elites that it is a mean of; empty if it is an elite itself.
+    """
+
+    name: str
+    genome: Genome
+    parents: tuple[str, ...]
+
+
 def finish(record: Record, prepared: Prepared, population: Population) -> Final:
     """Chooses the final model on the select split and journals the scores of every row on every split.
 
@@ -54,11 +69,13 @@ def finish(record: Record, prepared: Prepared, population: Population) -> Final:
         JournalError: If the record belongs to another run.
         StorageError: If the journal cannot be written.
     """
+    aggregate = _aggregate(population)
     rows = {"base": population.subspace.zero()} | {f.name: f.genome for f in population.founders}
-    rows |= {"mean": _mean(population), "aggregate": _aggregate(population)}
+    rows |= {"mean": _mean(population), "aggregate": aggregate.genome}
     leaders = _leaders(population)
-    candidates = _soups(population, leaders) if prepared.variant.soups else [*leaders[:CANDIDATES], rows["aggregate"]]
-    best = max(candidates, key=lambda genome: _standing(record, population, genome))  # max() keeps the first of equals
+    soups = prepared.variant.soups
+    candidates = _soups(population, leaders) if soups else [*map(_single, leaders[:CANDIDATES]), aggregate]
+    best = max(candidates, key=lambda candidate: _standing(record, population, candidate)).genome  # first of equals
     rows["best"] = best
     for name, genome in rows.items():
         for split in SPLITS:
@@ -73,11 +90,16 @@ def _mean(population: Population) -> Genome:
     return population.subspace.combine(experts, np.full((1, len(experts)), 1 / len(experts)))
 
 
-def _aggregate(population: Population) -> Genome:
+def _aggregate(population: Population) -> Candidate:
     """The paper's final model: the archives' best elites, weighted by the softmax of their scores (section 3.4)."""
     best = [archive.best() for archive in population.cycle.archives]
     weights = aggregation_weights([elite.means[k] for k, elite in enumerate(best)])
-    return population.subspace.combine([population.cycle.genome(elite.digest) for elite in best], weights[None])
+    genome = population.subspace.combine([population.cycle.genome(elite.digest) for elite in best], weights[None])
+    return Candidate("aggregate", genome, tuple(elite.digest for elite in best))
+
+
+def _single(genome: Genome) -> Candidate:
+    return Candidate("elite", genome, ())
 
 
 def _leaders(population: Population) -> list[Genome]:
@@ -87,15 +109,25 @@ def _leaders(population: Population) -> list[Genome]:
     return [population.cycle.genome(elite.digest) for elite in ranked[: max(SOUPS)]]
 
 
-def _soups(population: Population, leaders: Sequence[Genome]) -> list[Genome]:
+def _soups(population: Population, leaders: Sequence[Genome]) -> list[Candidate]:
     """Means of the best elites, the largest first; a population smaller than a soup gives what it has, once."""
-    sizes = dict.fromkeys(min(size, len(leaders)) for size in SOUPS)
-    return [population.subspace.combine(leaders[:size], np.full((1, size), 1 / size)) for size in sizes]
+    candidates = []
+    for size in dict.fromkeys(min(size, len(leaders)) for size in SOUPS):
+        genome = population.subspace.combine(leaders[:size], np.full((1, size), 1 / size))
+        candidates.append(Candidate(f"mean of {size} elites", genome, tuple(g.digest for g in leaders[:size])))
+    return candidates
 
 
-def _standing(record: Record, population: Population, genome: Genome) -> float:
+def _standing(record: Record, population: Population, candidate: Candidate) -> float:
     """Returns a candidate's mean score on the select split; a failure stands below every score."""
-    outcome = _score(record, population, genome, {"event": "candidate", "digest": genome.digest, "split": "select"})
+    event = {
+        "event": "candidate",
+        "name": candidate.name,
+        "digest": candidate.genome.digest,
+        "parents": list(candidate.parents),
+        "split": "select",
+    }
+    outcome = _score(record, population, candidate.genome, event)
     return -1.0 if isinstance(outcome, Failure) else outcome.mean
 
 

@@ -49,7 +49,7 @@ def found(prepared: Prepared) -> tuple[Subspace, tuple[Founder, ...]]:
 
 
 def _merges(prepared: Prepared) -> dict[str, TaskVector]:
-    """Merges all experts by every method, with equal weights; where inputs are used, also with each expert counted twice."""
+    """Merges all experts by every method, with equal weights; those that use inputs also with each expert twice."""
     models = _Models(prepared)
     merged = {}
     for method in prepared.merges:

@@ -116,8 +116,9 @@ def _evaluator(view: str) -> EvaluatorSpec:
 
         inputs, digits = _load(view, tuple(ids))
         with _one_thread(), torch.inference_mode():
-            read = _forward(model, torch.from_numpy(inputs)).argmax(dim=1).numpy()
-        right: np.ndarray = (read == digits).astype("float64")
+            logits = _forward(model, torch.from_numpy(inputs))
+        right: np.ndarray = (logits.argmax(dim=1).numpy() == digits).astype("float64")
+        right[logits.isnan().any(dim=1).numpy()] = float("nan")  # no answer: argmax would read it as a digit
         return right
 
     def inputs(ids: Sequence[str]) -> np.ndarray:

@@ -1,3 +1,4 @@
+import contextlib
 import math
 import os
 import signal
@@ -225,17 +226,13 @@ def _sleep(ids):
 
 def _swallow(ids):
     for _ in range(100):
-        try:
+        with contextlib.suppress(Exception):  # as careless evaluators do
             time.sleep(0.05)
-        except Exception:  # noqa: BLE001 - as careless evaluators do
-            pass
 
 
 def _swallow_everything(ids):
-    try:
+    with contextlib.suppress(BaseException):  # as the most careless do
         time.sleep(5)
-    except BaseException:  # noqa: BLE001 - as the most careless do
-        pass
     return [1, 1, 1]
 
 

@@ -138,9 +138,19 @@ def _tell(journal, cycle, land, proposal: Proposal):
 
 
 def _finish(journal, cycle, land, best):
-    aggregate = np.mean([cycle.genome(a.best().digest).values for a in cycle.archives], axis=0, dtype=np.float32)
+    parents = [archive.best().digest for archive in cycle.archives]
+    values = np.mean([cycle.genome(digest).values for digest in parents], axis=0, dtype=np.float32)
+    aggregate = Genome("toy", values)
+    head = {
+        "event": "candidate",
+        "name": "aggregate",
+        "digest": aggregate.digest,
+        "parents": parents,
+        "split": "select",
+    }
+    journal.write(head | encode_outcome(land.score(aggregate, "select")))
     rows = {"base": Genome("toy", np.zeros(SIZE, np.float32)), **cycle.toy_seeds}
-    rows |= {"aggregate": Genome("toy", aggregate), "best": best}
+    rows |= {"aggregate": aggregate, "best": best}
     for row, genome in rows.items():
         for split in SPLITS:
             head = {"event": "final", "row": row, "digest": genome.digest, "split": split}

@@ -1,4 +1,4 @@
-"""How a variant's settings choose crossover and mutation; what these do to weights is in tests/weights/test_subspace.py."""
+"""How a variant chooses crossover and mutation; what these do to weights is in tests/weights/test_cycleqd.py."""
 
 import dataclasses
 

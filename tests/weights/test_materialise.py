@@ -173,7 +173,7 @@ def test_of_a_large_genome_only_the_name_is_written(tmp_path, monkeypatch):
     save_child(tmp_path / "child.safetensors", subspace, _child(subspace))
     opened = open_checkpoint(tmp_path / "child.safetensors")
     assert json.loads(opened.metadata[GENOME_KEY])["digest"] == _child(subspace).digest
-    with pytest.raises(CheckpointError, match="carries no genome .* too large, so only its name was written"):
+    with pytest.raises(CheckpointError, match=r"carries no genome .* too large, so only its name was written"):
         read_genome(opened)
 
 

@@ -85,7 +85,7 @@ def test_all_faults_of_an_expert_are_told_at_once(tmp_path):
     tuned["head.weight"] = np.zeros((5, 9), np.float32)
     tuned[COUNTER] = tuned[COUNTER] + 1
     tuned["extra"] = tuned.pop("norm.weight")
-    with pytest.raises(CheckpointError, match="the expert 'coder' at .*e does not fit the base at .*base") as caught:
+    with pytest.raises(CheckpointError, match=r"the expert 'coder' at .*e does not fit the base at .*base") as caught:
         open_expert("coder", write_model(tmp_path / "e", tuned), _base(tmp_path))
     assert sorted(caught.value.faults) == [
         "coder has tensor 'extra' of shape [6], which the base lacks",
