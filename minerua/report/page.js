@@ -26,9 +26,15 @@ function meter(label, part, task) {
   return row;
 }
 
+function several(names) {
+  if (!names.length) return "unknown models";
+  const shown = names.slice(0, 8).join(", ");
+  return names.length > 8 ? shown + " and " + (names.length - 8) + " more" : shown;
+}
+
 function origin(model) {
   if (model.origin === "seed") return "A seed.";
-  if (model.origin === "merge") return "Merge of " + (model.parents.join(", ") || "unknown models") + ".";
+  if (model.origin === "merge") return "Merge of " + several(model.parents) + ".";
   const active = model.task === null ? "" : " In the archive of " + tasks[model.task] + ".";
   return "Child of " + model.parents.join(" and ") + "." + active;
 }

@@ -203,7 +203,7 @@ print(json.dumps([plugin.distribution, plugin.status, plugin.reason, dict(plugin
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     distribution, status, reason, provides, heavy = json.loads(done.stdout)
-    assert (distribution, status, reason) == ("minerua-digits", "ok", "")
+    assert (distribution, status, reason) == ("minerua-digits", "ok", None)
     assert {hook: sorted(names) for hook, names in provides.items()} == {
         "minerua_skills": ["digits-experts"],
         "minerua_models": ["digits-mlp"],
@@ -214,7 +214,7 @@ print(json.dumps([plugin.distribution, plugin.status, plugin.reason, dict(plugin
 
 def test_the_hooks_are_valid_specs_under_the_names_of_the_recipe():
     registry = Registry.of(plugin)
-    assert registry.problems == []
+    assert not registry.problems
     assert sorted(registry.evaluators) == ["digits-inverted", "digits-mirrored", "digits-rotated"]
     assert list(registry.models) == ["digits-mlp"]
     assert list(registry.skills) == ["digits-experts"]
