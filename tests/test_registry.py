@@ -286,7 +286,11 @@ INVALID_SPECS = [
     ("minerua_evaluators", EvaluatorSpec("e", list, print, inputs=3), "inputs of 'e' is an int"),  # type: ignore[arg-type]
     ("minerua_models", ModelSpec("m", print, version=""), "version of 'm' is ''; expected a text that is not empty"),
     ("minerua_models", ModelSpec("m", print, activations="x"), "activations of 'm' is a str"),  # type: ignore[arg-type]
-    ("minerua_merge_methods", MergeMethodSpec("m", print, uses="gram"), "uses of 'm' is 'gram'; expected 'weights', 'grams'"),  # type: ignore[arg-type]
+    (
+        "minerua_merge_methods",
+        MergeMethodSpec("m", print, uses="gram"),
+        "uses of 'm' is 'gram'; expected 'weights', 'grams'",
+    ),  # type: ignore[arg-type]
     ("minerua_skills", Skill("s", print, inputs=["a"]), "inputs of 's' is a list, not a mapping"),  # type: ignore[arg-type]
     ("minerua_skills", Skill("s", print, inputs={"a b": str}), "inputs['a b'] of 's': the name must be a Python ident"),
     ("minerua_skills", Skill("s", print, outputs={"a": "str"}), "outputs['a'] of 's' is 'str'; expected a Python type"),  # type: ignore[dict-item]

@@ -150,7 +150,7 @@ def _learn(
             batch = torch.randint(len(digits), (64,), generator=generator)
             loss = torch.nn.functional.cross_entropy(_forward(learned, inputs[batch]), digits[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return {name: tensor.detach() for name, tensor in learned.items()}
 
