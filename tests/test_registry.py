@@ -180,7 +180,7 @@ BROKEN_IMPORTS = {
     ),
     "forgets the marker": (
         "def minerua_losses():\n    return []\n",
-        r"minerua_losses is not marked; write @minerua\.hookimpl above it",
+        r"its hooks are not those of minerua.* minerua_losses is not marked; write @minerua\.hookimpl above it",
     ),
     "wraps": (
         "from minerua import hookimpl\n@hookimpl(wrapper=True)\ndef minerua_losses():\n    return (yield)\n",
@@ -188,7 +188,7 @@ BROKEN_IMPORTS = {
     ),
     "is async": (
         "from minerua import hookimpl\n@hookimpl\nasync def minerua_losses():\n    return []\n",
-        r"minerua_losses \(.*broken\.py:2\) is async",
+        r"minerua_losses \(.*broken\.py:2\) is async; hooks are plain functions",
     ),
 }
 
@@ -272,10 +272,14 @@ INVALID_SPECS = [
     (
         "minerua_losses",
         OptimizerSpec("sgd", print),
-        "expected a LossSpec, found an OptimizerSpec; minerua_optimizers is",
+        "expected a LossSpec, found an OptimizerSpec; minerua_optimizers is the hook for it",
     ),
     ("minerua_losses", 7, "minerua_losses[0]: expected a LossSpec, found an int"),
-    ("minerua_losses", LossSpec("Huber", print), "name 'Huber' is not lower-case words joined by '-'"),
+    (
+        "minerua_losses",
+        LossSpec("Huber", print),
+        "its specs are not valid - minerua_losses[0]: name 'Huber' is not lower-case words joined by '-'",
+    ),
     ("minerua_losses", LossSpec("huber_loss", print), "name 'huber_loss' is not"),
     ("minerua_losses", LossSpec("huber-", print), "name 'huber-' is not"),
     ("minerua_losses", LossSpec("huber\n", print), "name 'huber\\n' is not"),

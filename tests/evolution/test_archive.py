@@ -100,7 +100,7 @@ def test_impossible_archives_and_bounds_are_refused_with_their_numbers():
         Archive(3, UNIT)
     with pytest.raises(EvolutionError, match="0 bins"):
         Archive(0, UNIT, bins=0)
-    with pytest.raises(EvolutionError, match="task 1: lower 0.5, upper 0.5"):
+    with pytest.raises(EvolutionError, match=r"must be above its lower bound\n  - task 1: lower 0.5, upper 0.5"):
         Bounds((0.0, 0.5), (1.0, 0.5))
-    with pytest.raises(EvolutionError, match="2 lower, 1 upper"):
+    with pytest.raises(EvolutionError, match="bounds need one pair per task, found 2 lower, 1 upper"):
         Bounds((0.0, 0.5), (1.0,))

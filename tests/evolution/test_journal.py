@@ -68,12 +68,22 @@ def test_a_resumed_run_may_find_no_journal_or_an_empty_one(tmp_path):
             assert journal.events == []
 
 
-@pytest.mark.parametrize("line", [b"{broken}", b"[]", b'{"no":"event"}', b"\xff", b"[" * 100_000])
-def test_damage_before_the_last_line_is_an_error_with_the_line_s_number(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{broken}", "Expecting property name"),
+        (b"[]", "an event with a name was expected"),
+        (b'{"no":"event"}', "an event with a name was expected"),
+        (b"\xff", "can't decode byte 0xff"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
+def test_damage_before_the_last_line_is_an_error_with_the_line_s_number(tmp_path, line, reason):
     path = tmp_path / "j"
     path.write_bytes(json.dumps(RUN).encode() + b"\n" + line + b"\n" + json.dumps(RUN).encode() + b"\n")
-    with pytest.raises(JournalError, match="line 2 is damaged"):
+    with pytest.raises(JournalError, match=f"line 2 is damaged: .*{reason}") as caught:
         read_journal(path)
+    assert str(caught.value).endswith("; restore the file from a copy")
 
 
 def test_a_journal_of_another_format_is_refused(tmp_path):

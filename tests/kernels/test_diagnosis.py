@@ -57,6 +57,18 @@ def test_a_cuda_library_that_cannot_be_used_is_broken(monkeypatch, tmp_path, rea
     assert ("CUDA devices" in found) == (status == "ok")
     if status == "ok":
         assert (found["CUDA devices"].status, found["CUDA devices"].detail) == ("absent", "the driver is too old")
+        assert found["CUDA devices"].remedy == "install a newer driver"
+
+
+def test_a_look_that_fails_is_a_finding_and_the_others_go_on(monkeypatch):
+    def faint():
+        raise OSError("no such platform")
+
+    monkeypatch.setattr(diagnosis.platform, "platform", faint)
+    found = findings()
+    assert (found["machine"].status, found["machine"].detail) == ("broken", "OSError: no such platform")
+    assert found["machine"].remedy == "report this, with the output of the command, to the authors of minerua"
+    assert found["torch"].status == "ok"
 
 
 def test_a_missing_torch_is_absent(monkeypatch):

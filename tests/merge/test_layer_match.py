@@ -69,6 +69,16 @@ def test_the_first_layer_is_the_least_squares_answer():
     np.testing.assert_allclose(np.column_stack([merged["body.weight"], merged["body.bias"]]), solved.T, atol=1e-3)
 
 
+def test_the_next_layer_is_fitted_to_what_the_merged_one_before_it_gives():
+    experts = _experts(3)
+    merged = _sum(base_tensors(), match_layers(_merge_inputs(experts), [1.0, 1.0, 1.0]))
+    reaching = [activations(build(merged), inputs(ITEMS[k]))["head.weight"].astype(np.float64) for k in range(3)]
+    own = [activations(build(expert), inputs(ITEMS[k]))["head.weight"] for k, expert in enumerate(experts)]
+    answers = [x @ expert["head.weight"].T for x, expert in zip(own, experts, strict=True)]
+    solved, *_ = np.linalg.lstsq(np.concatenate(reaching), np.concatenate(answers), rcond=None)
+    np.testing.assert_allclose(merged["head.weight"], solved.T, atol=5e-4)
+
+
 def test_the_merge_answers_the_experts_inputs_more_as_they_do_than_the_mean_does():
     experts, base = _experts(3), base_tensors()
     matched = _sum(base, match_layers(_merge_inputs(experts), [1.0] * 3))

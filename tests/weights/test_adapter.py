@@ -118,6 +118,7 @@ def test_a_square_weight_among_both_kinds_is_refused(tmp_path, base, said):
     open_adapter(_adapter(tmp_path, tensors, fan_in_fan_out=said), base)
     (fault,) = _faults(_adapter(tmp_path, {**tensors, **square}, fan_in_fan_out=said), base)
     assert fault.startswith("module 'm.square': square, and other modules contradict fan_in_fan_out")
+    assert fault.endswith("; merge it into its base with PEFT and use the whole model")
 
 
 def test_the_digest_names_what_the_adapter_adds(tmp_path, base):
@@ -164,18 +165,24 @@ def test_the_module_of_a_weight_is_its_path():
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; only 'LORA' adapters can be merged"),
         ({"peft_type": None}, "peft_type is None"),
         ({"bias": "lora_only"}, "bias is 'lora_only': biases of the base were trained"),
-        ({"use_dora": True}, "use_dora is True: DoRA also rescales each output"),
+        (
+            {"use_dora": True},
+            "use_dora is True: DoRA also rescales each output by a trained magnitude; merge it into its base with PEFT",
+        ),
         ({"lora_bias": True}, "lora_bias is True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']: whole modules were trained"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices is [1]"),
         ({"layer_replication": [[0, 4]]}, "layer_replication is [[0, 4]]: layers of the base are repeated"),
-        ({"target_parameters": ["experts"]}, "target_parameters is ['experts']"),
+        (
+            {"target_parameters": ["experts"]},
+            "target_parameters is ['experts']: factors of bare parameters have another layout",
+        ),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is [1, 2]"),
         ({"use_qalora": True}, "use_qalora is True"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}"),
-        ({"arrow_config": {"top_k": 3}}, "arrow_config is {'top_k': 3}"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}: the factors are block-diagonal"),
+        ({"arrow_config": {"k": 3}}, "arrow_config is {'k': 3}: a router chooses between several adapters"),
         ({"kasa_config": {"beta": 3}}, "kasa_config is {'beta': 3}"),
-        ({"monteclora_config": {"x": 3}}, "monteclora_config is {'x': 3}"),
+        ({"monteclora_config": {"x": 3}}, "monteclora_config is {'x': 3}: the factors are random variables"),
         ({"init_lora_weights": "pissa_niter_4"}, "PEFT changes the base when it loads this adapter; save it again"),
         ({"init_lora_weights": "OLoRA"}, "init_lora_weights is 'OLoRA': PEFT changes the base"),
         ({"r": 0}, "r is 0, not an integer of at least 1"),

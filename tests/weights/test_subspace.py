@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,6 +63,13 @@ def test_with_adapters_a_core_is_as_large_as_their_ranks_together(base, vectors,
         for basis in (core.left, core.right):
             if basis is not None:
                 np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
+
+
+def test_a_basis_that_would_fill_its_side_is_the_identity(base):
+    adapters = {str(k): TaskVector(str(k), {"body.weight": low_rank((8, 6), 3, seed=k)}) for k in range(2)}
+    (core,) = Subspace(base, adapters).segments
+    assert (core.shape, core.right) == ((6, 6), None)
+    assert core.left.shape == (8, 6)
 
 
 def test_small_tensors_carry_one_coefficient_per_founder(base, vectors):
@@ -160,7 +169,7 @@ def test_genomes_of_another_subspace_are_refused_with_both_names(base, vectors):
         with pytest.raises(CheckpointError, match="genomes of another subspace") as caught:
             use()
         (fault,) = caught.value.faults
-        assert fault.endswith(f"here {here.digest} with {here.size}")
+        assert re.fullmatch(rf"subspace \w+ with \d+ values, here {here.digest} with {here.size}", fault)
 
 
 # ── combining ────────────────────────────────────────────────────────────────────────────────────────────────────────

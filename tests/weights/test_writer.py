@@ -311,6 +311,17 @@ def test_a_missing_folder_is_refused(tmp_path):
         assert "No such file or directory; create the folder first, or correct its name" in str(error)
 
 
+def test_a_disk_that_fails_is_told_with_the_system_s_own_words(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for error in _write_each_way(tmp_path / "m"):
+        assert str(error).endswith("bytes cannot be written: Input/output error; check the disk and the path")
+        assert error.errno == errno.EIO
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     for error in _write_each_way(tmp_path / ("x" * 250)):
         assert "File name too long; choose a shorter name" in str(error)
