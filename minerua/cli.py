@@ -83,8 +83,8 @@ def demo(
     from minerua.run.demo import write_demo
 
     registry = load_registry()
-    typer.echo("learning a base and three experts ...", err=True)
-    run_file = write_demo(out, registry=registry, seed=seed, evaluations=evaluations, variant=variant.value)
+    settings = {"seed": seed, "evaluations": evaluations, "variant": variant.value}
+    run_file = write_demo(out, registry=registry, say=lambda text: typer.echo(text, err=True), **settings)
     with _progress_bar() as progress:
         summary = execute(run_file, registry=registry, progress=progress)
     _print_summary(summary, out, as_json=as_json)

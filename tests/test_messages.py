@@ -1,9 +1,9 @@
 """Messages are tests: of every text that minerua says when something is wrong, some test reads a part.
 
-Nothing is imported here, sources are read. A *message* is a text in a `raise`, and, outside the rooms that write pages,
-any text of three words or more: faults, reasons of failures and remedies are built far from where they are raised. It is
-*read* if a test expects at least `READ` letters in a row of it: in a `match=`, in a comparison, in `startswith` or
-`endswith`, or among the cases of a parametrised test.
+Nothing is imported here, sources are read. A *message* is a text in a `raise`, and, outside the rooms that write
+pages, any text of three words or more: faults, reasons of failures and remedies are built far from where they are
+raised. It is *read* if a test expects at least `READ` letters in a row of it: in a `match=`, in a comparison, in
+`startswith` or `endswith`, or among the cases of a parametrised test.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ INVALID_SPECS = [
     (
         "minerua_losses",
         LossSpec("Huber", print),
-        "its specs are not valid - minerua_losses[0]: name 'Huber' is not lower-case words joined by '-'",
+        "its specs are not valid: minerua_losses[0]: name 'Huber' is not lower-case words joined by '-'",
     ),
     ("minerua_losses", LossSpec("huber_loss", print), "name 'huber_loss' is not"),
     ("minerua_losses", LossSpec("huber-", print), "name 'huber-' is not"),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
@@ -47,35 +48,23 @@ void expect_valid(const Plan& plan) {
                                            << plan.coefficients[i] << ", not finite");
 }
 
-/// Floats of one task: the base, the K experts and one child of a block.
+/// Floats of one task: the base and the K terms of a block. Not initialised: `read_terms` fills what is used.
 struct Buffer {
-  explicit Buffer(const Plan& plan) : values((plan.experts.size() + 2) * plan.block), block(plan.block) {}
-  float* base() { return values.data(); }
-  float* child() { return values.data() + block; }
-  float* terms() { return values.data() + 2 * block; }
+  explicit Buffer(const Plan& plan)
+      : values(new float[(plan.experts.size() + 1) * plan.block]), base(values.get()), terms(base + plan.block) {}
 
-  std::vector<float> values;
-  std::size_t block;
+  std::unique_ptr<float[]> values;
+  float* base;
+  float* terms;
 };
 
 void read_block(const Plan& plan, std::size_t first, std::size_t count, Buffer& buffer) {
   const isa::Loops& loops = isa::loops();
-  if (plan.base) loops.load[static_cast<int>(plan.base->dtype)](plan.base->at(first), buffer.base(), count);
+  if (plan.base) loops.read_terms[static_cast<int>(plan.base->dtype)](plan.base->at(first), nullptr, buffer.base, count);
   for (std::size_t k = 0; k < plan.experts.size(); ++k) {
     const ConstTensorView& expert = plan.experts[k];
-    float* const term = buffer.terms() + k * plan.block;
-    loops.load[static_cast<int>(expert.dtype)](expert.at(first), term, count);
-    if (plan.base) loops.subtract(buffer.base(), term, count);
-  }
-}
-
-void write_children(const Plan& plan, std::size_t first, std::size_t count, Buffer& buffer) {
-  const isa::Loops& loops = isa::loops();
-  const std::size_t experts = plan.experts.size();
-  for (std::size_t p = 0; p < plan.children; ++p) {
-    loops.combine(plan.base ? buffer.base() : nullptr, buffer.terms(), plan.block, plan.coefficients + p * experts,
-                  experts, buffer.child(), count);
-    loops.store[static_cast<int>(plan.out.dtype)](buffer.child(), plan.out.at(p * plan.size() + first), count);
+    loops.read_terms[static_cast<int>(expert.dtype)](expert.at(first), plan.base ? buffer.base : nullptr,
+                                                     buffer.terms + k * plan.block, count);
   }
 }
 
@@ -85,7 +74,9 @@ void run_task(const Plan& plan, std::size_t task) {
   for (std::size_t first = task * task_elements; first < end; first += plan.block) {
     const std::size_t count = std::min(plan.block, end - first);
     read_block(plan, first, count, buffer);
-    write_children(plan, first, count, buffer);
+    const isa::Sums sums{plan.base ? buffer.base : nullptr, buffer.terms,  plan.block, plan.experts.size(),
+                         plan.coefficients,                 plan.children, count};
+    isa::loops().write_children[static_cast<int>(plan.out.dtype)](sums, plan.out.at(first), plan.size());
   }
 }
 
@@ -95,7 +86,7 @@ void merge(const std::vector<ConstTensorView>& experts, const std::optional<Cons
            const float* coefficients, std::size_t children, const TensorView& out) {
   MINERUA_EXPECTS(!experts.empty(), "merge: needs at least one expert");
   MINERUA_EXPECTS(children > 0, "merge: needs at least one child, one row of coefficients");
-  const std::size_t fitting = block_budget / (experts.size() + 2) / 32 * 32;
+  const std::size_t fitting = block_budget / (experts.size() + 1) / 32 * 32;
   const Plan plan{experts, base, coefficients, children, out, std::clamp<std::size_t>(fitting, 128, 2048)};
   expect_valid(plan);
   const std::size_t tasks = (plan.size() + task_elements - 1) / task_elements;

@@ -21,12 +21,12 @@ extern "C" {
 #endif
 
 /** Changes whenever a signature or a meaning below does; the caller refuses a library with another number. */
-#define MINERUA_CUDA_ABI 1
+#define MINERUA_CUDA_ABI 2
 
 /** Experts that one call of minerua_cuda_merge takes. */
 #define MINERUA_CUDA_MAX_EXPERTS 64
 
-/** The largest min(rows, columns) that minerua_cuda_svd_mutation takes. */
+/** The largest min(rows, columns) that minerua_cuda_svd_mutation takes on any device. */
 #define MINERUA_CUDA_MAX_SIDE 128
 
 enum minerua_cuda_status {
@@ -63,10 +63,15 @@ MINERUA_API int minerua_cuda_merge(const void* const* experts, int expert_count,
                                    int base_dtype, const float* coefficients, int children, int64_t size, void* out,
                                    int out_dtype, void* stream);
 
+/** Writes the largest min(rows, columns) that minerua_cuda_svd_mutation takes on the current device: MINERUA_CUDA_MAX_SIDE,
+ * or less where a block has little shared memory. Fails where the library has no code for the device, or the driver is too
+ * old for the library: then nothing here works, and the text says why. */
+MINERUA_API int minerua_cuda_svd_mutation_side(int* side);
+
 /** Writes the bytes of device memory that minerua_cuda_svd_mutation needs as `workspace`. */
 MINERUA_API int minerua_cuda_svd_mutation_workspace(int64_t batch, int64_t rows, int64_t columns, int64_t* bytes);
 
-/** SVD mutation as core/svd_mutation.hpp, on device memory, for min(rows, columns) <= MINERUA_CUDA_MAX_SIDE.
+/** SVD mutation as core/svd_mutation.hpp, on device memory, for min(rows, columns) up to what minerua_cuda_svd_mutation_side says.
  *
  * @param matrices Device pointer to (batch, rows, columns) floats.
  * @param multipliers Device pointer to (batch, min(rows, columns)) floats.

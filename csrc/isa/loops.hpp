@@ -10,25 +10,31 @@
 
 namespace minerua::isa {
 
+/// What children are made of: child p is base + Σ_k coefficients[p * terms_count + k] · terms[k * stride + i], summed in the
+/// order of k; without a base (null) the sum starts with the first product. `stride` is a multiple of 16, and rows and base
+/// may be read up to the next multiple of 16.
+struct Sums {
+  const float* base;
+  const float* terms;
+  std::size_t stride;
+  std::size_t terms_count;
+  const float* coefficients;
+  std::size_t children;
+  std::size_t count;
+};
+
 /// Loops of one instruction set. All pointers are borrowed; nothing here allocates, throws or keeps state.
 struct Loops {
   /// What `diagnose` shows: "baseline", "avx2" or "avx512".
   const char* name;
 
-  /// target[i] = float(source[i]), exactly; indexed by DType.
-  void (*load[dtype_count])(const void* source, float* target, std::size_t count);
+  /// terms[i] = float(source[i]) - base[i], or float(source[i]) without a base (null); indexed by DType. `terms` is filled
+  /// with zeros up to the next multiple of 16.
+  void (*read_terms[dtype_count])(const void* source, const float* base, float* terms, std::size_t count);
 
-  /// target[i] = source[i], rounded once to nearest even; indexed by DType.
-  void (*store[dtype_count])(const float* source, void* target, std::size_t count);
-
-  /// values[i] -= base[i].
-  void (*subtract)(const float* base, float* values, std::size_t count);
-
-  /// out = base + Σ_k coefficients[k] · terms[k], summed in the order of k; without a base (null) the sum starts with the
-  /// first product. `terms` holds `terms_count` rows, `stride` floats apart; `stride` is a multiple of 32, and rows, base
-  /// and out may be read or written up to the next multiple of 32.
-  void (*combine)(const float* base, const float* terms, std::size_t stride, const float* coefficients,
-                  std::size_t terms_count, float* out, std::size_t count);
+  /// Sums every child and rounds it once to nearest even, child p to `out` + p * out_stride elements; indexed by DType.
+  /// Writes `count` elements per child and no more.
+  void (*write_children[dtype_count])(const Sums& given, void* out, std::size_t out_stride);
 
   /// C (rows × columns) = A B with A given by two strides: A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_depth + j],
   /// C(i, j) = c[i * c_row + j]. Sums run in the order of k. `rows` and `columns` are multiples of 8.

@@ -14,10 +14,8 @@ namespace minerua::isa {
 
 const Loops MINERUA_ISA_NAME = {
     MINERUA_TEXT(MINERUA_ISA_NAME),
-    {load_elements<DType::float32>, load_elements<DType::float16>, load_elements<DType::bfloat16>},
-    {store_elements<DType::float32>, store_elements<DType::float16>, store_elements<DType::bfloat16>},
-    subtract,
-    combine,
+    {read_terms<DType::float32>, read_terms<DType::float16>, read_terms<DType::bfloat16>},
+    {write_children<DType::float32>, write_children<DType::float16>, write_children<DType::bfloat16>},
     multiply,
     eigen,
 };

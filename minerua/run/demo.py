@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from minerua.weights import write_bytes
 SKILL = "digits-experts"
 
 
-def write_demo(out: str | Path, *, registry: Registry, seed: int, evaluations: int, variant: str) -> Path:
+def write_demo(
+    out: str | Path,
+    *,
+    registry: Registry,
+    seed: int,
+    evaluations: int,
+    variant: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Learns the demo's base and experts and writes its run file.
 
     Args:
@@ -22,6 +31,7 @@ def write_demo(out: str | Path, *, registry: Registry, seed: int, evaluations: i
         seed: Seed of everything random.
         evaluations: How many children to evaluate.
         variant: `minerua`, `paper` or `repo`.
+        say: Called with a line for the person who waits, before something takes long.
 
     Returns:
         The run file.
@@ -44,6 +54,7 @@ def write_demo(out: str | Path, *, registry: Registry, seed: int, evaluations: i
             "the demo needs the package minerua-digits: pip install ./plugins/minerua-digits", [error.message]
         ) from error
     make_folder(folder)
+    say("learning a base and three experts ...")
     learned = skill.call(out_dir=str(folder), seed=seed)
     experts = "\n".join(f"  {name}: {path}" for name, path in learned["experts"].items())
     template = resources.files("minerua.recipes").joinpath("digits.yaml").read_text(encoding="utf-8")

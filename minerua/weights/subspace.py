@@ -281,10 +281,17 @@ def _segment(name: str, start: int, shape: tuple[int, ...], deltas: Sequence[Del
     return Core(name, start, core, left, right)
 
 
+DEPENDENT = 1e-6
+"""A direction of which the spans hold less than this, with every column scaled to length one, adds nothing in float32."""
+
+
 def _basis(spans: Sequence[np.ndarray | None], size: int) -> np.ndarray | None:
     """Returns orthonormal columns that span all given columns, or `None` (the identity) if that takes all `size`."""
-    present = [span for span in spans if span is not None]
-    if len(present) < len(spans) or sum(span.shape[1] for span in present) >= size:
+    present = [span.astype(np.float64) for span in spans if span is not None]
+    if len(present) < len(spans):
         return None
-    orthonormal, _ = np.linalg.qr(np.concatenate(present, axis=1).astype(np.float64))
-    return np.ascontiguousarray(orthonormal, dtype=np.float32)
+    columns = np.concatenate(present, axis=1)
+    lengths = np.linalg.norm(columns, axis=0)
+    directions, sigma, _ = np.linalg.svd(columns[:, lengths > 0] / lengths[lengths > 0], full_matrices=False)
+    rank = int((sigma > DEPENDENT * sigma[:1]).sum())
+    return None if rank >= size else np.ascontiguousarray(directions[:, :rank], dtype=np.float32)

@@ -64,19 +64,53 @@ void test_overflow_and_nan() {
   check::that(std::isnan(float_from_bfloat16(bfloat16_from_float(nan))), "a low payload stays a NaN, bfloat16");
 }
 
+bool same_bits_or_nan(float a, float b) { return bits_of_float(a) == bits_of_float(b) || (std::isnan(a) && std::isnan(b)); }
+
+/// Stores one child, `floats` times one, through the loop; what lies behind its end must not change.
+void check_stores(const float* floats, std::size_t count) {
+  const float one = 1.0f;
+  std::uint16_t halves[65], brains[65];
+  halves[count] = brains[count] = 0xabcd;
+  const isa::Sums given{nullptr, floats, 64, 1, &one, 1, count};
+  isa::loops().write_children[static_cast<int>(DType::float16)](given, halves, 0);
+  isa::loops().write_children[static_cast<int>(DType::bfloat16)](given, brains, 0);
+  for (std::size_t i = 0; i < count; ++i) {
+    check::that(halves[i] == float16_from_float(floats[i] * one), "loop of float to float16");
+    check::that(brains[i] == bfloat16_from_float(floats[i] * one), "loop of float to bfloat16");
+  }
+  check::that(halves[count] == 0xabcd && brains[count] == 0xabcd, "nothing is written behind the end");
+}
+
 /// The vectorised loops against the functions, for every half and every length of the tail.
 void test_loops_equal_single_conversions() {
-  std::uint16_t halves[64], back[64];
+  std::uint16_t halves[64];
   float floats[64];
   for (std::uint32_t first = 0; first < 65536; first += 61) {
     const std::size_t count = 1 + first % 61;
     for (std::size_t i = 0; i < count; ++i) halves[i] = static_cast<std::uint16_t>(first + i);
-    isa::loops().load[static_cast<int>(DType::float16)](halves, floats, count);
-    isa::loops().store[static_cast<int>(DType::bfloat16)](floats, back, count);
-    for (std::size_t i = 0; i < count; ++i) {
-      check::that(bits_of_float(floats[i]) == bits_of_float(float_from_float16(halves[i])), "loop of float16 to float");
-      check::that(back[i] == bfloat16_from_float(floats[i]), "loop of float to bfloat16");
+    for (bool is_half : {true, false}) {
+      const DType dtype = is_half ? DType::float16 : DType::bfloat16;
+      isa::loops().read_terms[static_cast<int>(dtype)](halves, nullptr, floats, count);
+      for (std::size_t i = 0; i < count; ++i) {
+        const float expected = is_half ? float_from_float16(halves[i]) : float_from_bfloat16(halves[i]);
+        check::that(same_bits_or_nan(floats[i], expected), "loop of 16 bits to float");
+      }
+      check_stores(floats, count);
     }
+  }
+}
+
+/// Floats of every exponent, with bits around every rounding boundary of both types.
+void test_loops_round_like_the_functions() {
+  std::uint32_t state = 1;
+  float floats[64];
+  for (int round = 0; round < 4000; ++round) {
+    for (float& value : floats) {
+      state = state * 1664525u + 1013904223u;
+      const std::uint32_t tails[] = {0u, 0x0fffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, state >> 16};
+      value = float_from_bits((state & 0xffff0000u) | tails[state >> 7 & 7u]);
+    }
+    check_stores(floats, 64 - static_cast<std::size_t>(round % 16));
   }
 }
 
@@ -88,5 +122,6 @@ int main() {
   check_midpoints(float_from_bfloat16, bfloat16_from_float, 0x7f7f, "bfloat16");
   test_overflow_and_nan();
   test_loops_equal_single_conversions();
+  test_loops_round_like_the_functions();
   return check::summary("dtype");
 }

@@ -189,7 +189,7 @@ def test_a_child_bred_again_with_other_numbers_is_an_error_and_not_another_run()
         cycle.ask()
         cycle.tell(result)
     last = next(e for a in cycle.archives for e in a.elites if e.id >= 2)
-    with pytest.raises(EvolutionError, match=f"child .* was .* when it was first bred"):
+    with pytest.raises(EvolutionError, match=r"child .* was .* when it was first bred"):
         cycle.genome(last.digest)
 
 

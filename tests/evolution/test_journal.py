@@ -88,12 +88,12 @@ def test_damage_before_the_last_line_is_an_error_with_the_line_s_number(tmp_path
 
 def test_a_journal_of_another_format_is_refused(tmp_path):
     (tmp_path / "j").write_text('{"event":"run","format":2}\n')
-    with pytest.raises(JournalError, match="not a journal of format 1.*'run', format 2"):
+    with pytest.raises(JournalError, match=r"not a journal of format 1.*'run', format 2"):
         read_journal(tmp_path / "j")
 
 
 def test_a_missing_journal_cannot_be_read(tmp_path):
-    with pytest.raises(JournalError, match="cannot read .*No such file"):
+    with pytest.raises(JournalError, match=r"cannot read .*No such file"):
         read_journal(tmp_path / "j")
 
 
@@ -113,7 +113,7 @@ def test_a_second_process_is_kept_out(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot write .*Not a directory"):
+    with pytest.raises(StorageError, match=r"cannot write .*Not a directory"):
         Journal(tmp_path / "file" / "j", fresh=True)
 
 

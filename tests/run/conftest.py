@@ -1,4 +1,4 @@
-"""A whole run in a folder: a plugin installed from files, base, experts and a run file; numpy only, so it starts at once."""
+"""A whole run in a folder: a plugin installed from files, base, experts and a run file; numpy only."""
 
 from __future__ import annotations
 

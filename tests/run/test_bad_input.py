@@ -1,4 +1,4 @@
-"""A wrong input at every door of `minerua evolve`: one message with every fault, exit code 2, nothing written, no traceback."""
+"""A wrong input at every door of `minerua evolve`: one message, exit code 2, nothing written, no traceback."""
 
 from __future__ import annotations
 
@@ -180,8 +180,9 @@ def test_a_full_disk_stops_the_run_with_a_clear_error_and_it_resumes_with_nothin
             sys.executable,
             "-c",
             "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import minerua.cli as c; c.main()",
-        ]
-        + ["evolve", str(world.run_file)],
+            "evolve",
+            str(world.run_file),
+        ],
         env=world.environment(),
         preexec_fn=no_room,
         capture_output=True,

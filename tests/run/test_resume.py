@@ -56,10 +56,11 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
     usual_seconds = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     moments = random.Random(batch)
-    kills = 0
+    kills, runs = 0, 0
     while kills < KILLS // 2:
-        killed = copy_of(whole, tmp_path / f"killed-{kills}")
-        while not run_killed_after(killed, moments.uniform(0.3, 1.0) * usual_seconds):
+        killed = copy_of(whole, tmp_path / f"killed-{runs}")
+        runs += 1
+        while not run_killed_after(killed, moments.uniform(0.2, 0.9) * usual_seconds):
             kills += 1
         assert contents(killed.folder) == contents(whole.folder)
 

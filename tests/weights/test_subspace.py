@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from minerua.errors import CheckpointError
 from minerua.values import Genome
-from minerua.weights import Core, Factors, Mix, Subspace, TaskVector, dense, open_expert
+from minerua.weights import (
+    Core,
+    Factors,
+    Mix,
+    Subspace,
+    TaskVector,
+    dense,
+    open_checkpoint,
+    open_expert,
+    write_checkpoint,
+)
 
 from ..worlds import (
     COUNTER,
@@ -235,3 +245,17 @@ def test_factors_and_their_product_have_the_same_core(base, vectors):
     for core in Subspace(base, vectors("lora", 3)).segments:
         factors = low_rank(SHAPES[core.name], 2, seed=5)
         np.testing.assert_allclose(core.project(factors), core.project(dense(factors)), atol=1e-5)
+
+
+def test_spans_that_hold_each_other_do_not_widen_the_bases(tmp_path):
+    write_checkpoint(tmp_path / "base.safetensors", {"w.weight": np.zeros((20, 16), np.float32)})
+    base = open_checkpoint(tmp_path / "base.safetensors")
+    generator = np.random.default_rng(0)
+    one = Factors(*(generator.standard_normal(shape).astype(np.float32) for shape in ((20, 2), (2, 16))))
+    mixed = Factors(one.left @ np.float32([[1, 2], [3, 4]]) * 1e-4, one.right * 1e4)  # the same spans, other lengths
+    founders = {"one": TaskVector("a", {"w.weight": one}), "mixed": TaskVector("b", {"w.weight": mixed})}
+    subspace = Subspace(base, founders)
+    assert subspace.segments[0].shape == (2, 2)
+    for name, vector in founders.items():
+        found = subspace.task_vector(subspace.founders[name])["w.weight"]
+        np.testing.assert_allclose(found, vector["w.weight"].left @ vector["w.weight"].right, rtol=1e-4, atol=1e-4)
