@@ -83,8 +83,14 @@ def demo(
     from minerua.run.demo import write_demo
 
     registry = load_registry()
-    settings = {"seed": seed, "evaluations": evaluations, "variant": variant.value}
-    run_file = write_demo(out, registry=registry, say=lambda text: typer.echo(text, err=True), **settings)
+    run_file = write_demo(
+        out,
+        registry=registry,
+        seed=seed,
+        evaluations=evaluations,
+        variant=variant.value,
+        say=lambda text: typer.echo(text, err=True),
+    )
     with _progress_bar() as progress:
         summary = execute(run_file, registry=registry, progress=progress)
     _print_summary(summary, out, as_json=as_json)

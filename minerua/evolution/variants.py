@@ -66,7 +66,7 @@ VARIANTS: Mapping[str, Variant] = {
         merges=(),
         soups=False,
     ),
-    # ours: README.md beside this file says what each setting earned
+    # ours; README.md beside this file says what each setting has earned
     "minerua": Variant(
         crossover="directed",
         crossover_width=0.5,

@@ -282,7 +282,7 @@ def _segment(name: str, start: int, shape: tuple[int, ...], deltas: Sequence[Del
 
 
 DEPENDENT = 1e-6
-"""A direction of which the spans hold less than this, with every column scaled to length one, adds nothing in float32."""
+"""A direction of which the spans hold less than this, every column scaled to length one, adds nothing in float32."""
 
 
 def _basis(spans: Sequence[np.ndarray | None], size: int) -> np.ndarray | None:

@@ -67,7 +67,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
 
 def test_every_length_of_a_journal_resumes_to_the_same_bytes(world):
     """Stands in for a kill at each moment: the journal cut after any byte of some lines, the results missing or old."""
-    from minerua.registry import Registry
     from minerua.run import execute
 
     registry = _registry(world)
