@@ -4,6 +4,7 @@
 /// Without the toolkit's headers, so that tests/cpp can run these very lines on the CPU (tests/cpp/cuda_emulation.hpp).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/dtype.hpp"

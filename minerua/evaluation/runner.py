@@ -72,7 +72,7 @@ class Evaluation:
                         model = build() if model is None else model
                         found = task.evaluator.evaluate(model, missing, self._seed)
                 except _TimeLimitReached:
-                    return Failure(f"{task.name}: no answer within {self._limit:g} s")
+                    return Failure(f"{task.name}: no answer within time_limit_seconds, {self._limit:g} s")
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may fail in any way; the run goes on
                     return Failure(f"{task.name}: {type(error).__name__}: {_first_line(error)}")
                 fault = _fault(found, missing)

@@ -160,7 +160,10 @@ def _scan(path: Path) -> tuple[list[Event], int]:
     events = [_parse(path, number, line) for number, line in enumerate(content[:size].splitlines(), 1)]
     if events and (events[0].get("event") != "run" or events[0].get("format") != FORMAT):
         found = f"event {events[0].get('event')!r}, format {events[0].get('format')!r}"
-        raise JournalError(f"{path} is not a journal of format {FORMAT}: its first line holds {found}")
+        raise JournalError(
+            f"{path} is not a journal of format {FORMAT}: its first line holds {found}; "
+            "read it with the version of minerua that wrote it"
+        )
     return events, size
 
 

@@ -19,7 +19,7 @@ from minerua.kernels.checks import check_merge, check_svd_mutation
 
 __all__ = ["Choice", "explain", "merge", "num_threads", "set_num_threads", "svd_mutation"]
 
-OPERATIONS = ("merge", "svd_mutation")
+_OPERATIONS = ("merge", "svd_mutation")
 
 
 class Choice(NamedTuple):
@@ -27,7 +27,8 @@ class Choice(NamedTuple):
 
     Args:
         operation: `"merge"` or `"svd_mutation"`.
-        backend: `"compiled"`, `"reference"`, `"cuda"`, or `"torch"`: torch.linalg, where CUDA tensors are too wide.
+        backend: `"compiled"`, `"reference"`, `"cuda"`, or `"torch"`: torch.linalg, where the kernel cannot take CUDA
+            tensors.
         reason: One clause.
     """
 
@@ -50,7 +51,8 @@ def merge(
     """Merges experts into children, all children in one pass: base + Σ_k c[p, k] (x_k − base), or Σ_k c[p, k] x_k.
 
     Computed in float32 in the order of k, rounded once at the end (to nearest, ties to even). The bits are the same on
-    every backend. Values that are not finite travel on as IEEE 754 says. Tensors are detached.
+    every backend, but for the payload of a NaN. Values that are not finite travel on as IEEE 754 says. Tensors are
+    detached.
 
     Args:
         experts: K >= 1 numpy arrays or torch tensors of one shape and dtype (bfloat16, float16, float32), on one
@@ -79,7 +81,7 @@ def merge(
     numbers = check_merge(experts, coefficients, base, out_dtype, backend)
     first = described(experts[0])
     dtype = DTYPES[first.dtype if out_dtype is None else dtype_name(out_dtype)]
-    limit = f"{len(experts)} experts are more than its {cuda.MAX_EXPERTS}" if len(experts) > cuda.MAX_EXPERTS else ""
+    limit = cuda.merge_limit(first.device, len(experts)) if first.is_cuda else ""
     choice = _choose("merge", backend, first.is_cuda, limit)
     if choice.backend == "cuda":
         return cuda.merge(experts, numbers, base=base, out_dtype=dtype)
@@ -99,7 +101,7 @@ def svd_mutation(matrices: Any, multipliers: Any, *, backend: str = "auto") -> A
         matrices: Shape (B, m, n), float32, finite; numpy array or torch tensor.
         multipliers: Shape (B, min(m, n)), any numbers, rounded to float32; finite; any sign.
         backend: `"auto"`, `"compiled"`, `"reference"` or `"cuda"`. Automatic: CUDA for CUDA tensors (torch.linalg where
-            min(m, n) is above 128), compiled for the rest.
+            min(m, n) is above 128, or above what the device's shared memory holds), compiled for the rest.
 
     Returns:
         Shape (B, m, n), float32, same kind and device as the matrices. Overflow gives infinity.
@@ -116,9 +118,8 @@ def svd_mutation(matrices: Any, multipliers: Any, *, backend: str = "auto") -> A
     """
     numbers = check_svd_mutation(matrices, multipliers, backend)
     given = described(matrices)
-    side = min(given.shape[1:])
-    wide = given.is_cuda and side > cuda.MAX_SIDE
-    choice = _choose("svd_mutation", backend, given.is_cuda, f"side {side} is above {cuda.MAX_SIDE}" if wide else "")
+    limit = cuda.svd_mutation_limit(given.device, min(given.shape[1:])) if given.is_cuda else ""
+    choice = _choose("svd_mutation", backend, given.is_cuda, limit)
     if choice.backend == "cuda":
         return cuda.svd_mutation(matrices, numbers)
     if choice.backend == "torch":
@@ -137,7 +138,7 @@ def explain() -> list[Choice]:
         >>> [choice.operation for choice in explain()]
         ['merge', 'svd_mutation']
     """
-    return [_latest.get(operation) or _choice(operation, "auto", False, "") for operation in OPERATIONS]
+    return [_latest.get(operation) or _choice(operation, "auto", False, "") for operation in _OPERATIONS]
 
 
 def set_num_threads(count: int) -> None:

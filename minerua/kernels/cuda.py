@@ -1,7 +1,7 @@
 """The CUDA half of the core, opened with ctypes when the first CUDA tensor arrives.
 
 Work is queued on torch's current stream; nothing here waits for the device, except to read whether an SVD mutation
-succeeded.
+succeeded. Temporary memory comes from torch's caching allocator on that stream: it is reused only after the work queued.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minerua.errors import CoreUnavailable, KernelError
 from minerua.kernels import compiled
 
-ABI = 1  # MINERUA_CUDA_ABI in capi.h
+ABI = 2  # MINERUA_CUDA_ABI in capi.h
 MAX_EXPERTS = 64  # MINERUA_CUDA_MAX_EXPERTS
 MAX_SIDE = 128  # MINERUA_CUDA_MAX_SIDE
 CODES = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum minerua_dtype
@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, list[Any]] = {
         *(_POINTER, _INT, _INT, _POINTER, _INT),  # experts, their count and dtype, base and its dtype
         *(_POINTER, _INT, _LONG, _POINTER, _INT, _POINTER),  # coefficients, children, size, out and its dtype, stream
     ],
+    "minerua_cuda_svd_mutation_side": [ctypes.POINTER(_INT)],
     "minerua_cuda_svd_mutation_workspace": [_LONG, _LONG, _LONG, ctypes.POINTER(_LONG)],
     "minerua_cuda_svd_mutation": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER],
 }
@@ -86,6 +87,46 @@ def device_count() -> int:
     return count.value
 
 
+class Fitness(NamedTuple):
+    """What a device can do with the library.
+
+    Args:
+        obstacle: Why it can do nothing: no code for its architecture, a driver older than the library. Else empty.
+        side: The largest min(m, n) that the SVD mutation takes on it.
+    """
+
+    obstacle: str
+    side: int
+
+
+@functools.cache
+def fitness(device: str) -> Fitness:
+    """Returns what a device (torch's name of it) can do, asked once per process; says nothing of a missing library."""
+    if absence_reason():
+        return Fitness("", MAX_SIDE)
+    torch: Any = sys.modules["torch"]
+    side = _INT(0)
+    try:
+        with torch.cuda.device(device):
+            _call("minerua_cuda_svd_mutation_side", ctypes.byref(side))
+    except CoreUnavailable as error:
+        return Fitness(f"{device} cannot run the kernels, {error}", MAX_SIDE)
+    return Fitness("", side.value)
+
+
+def merge_limit(device: str, experts: int) -> str:
+    """Returns why the kernel cannot merge so many experts on a device; empty if it can."""
+    if experts > MAX_EXPERTS:
+        return f"{experts} experts are more than its {MAX_EXPERTS}"
+    return fitness(device).obstacle
+
+
+def svd_mutation_limit(device: str, side: int) -> str:
+    """Returns why the kernel cannot take matrices of this smaller side on a device; empty if it can."""
+    obstacle, largest = fitness(device)
+    return obstacle or (f"side {side} is above {largest}" if side > largest else "")
+
+
 def merge(experts: Sequence[Any], coefficients: np.ndarray, *, base: Any, out_dtype: np.dtype) -> Any:
     """Returns the children, as `reference.merge` does, bit for bit, on the experts' device.
 
@@ -96,7 +137,7 @@ def merge(experts: Sequence[Any], coefficients: np.ndarray, *, base: Any, out_dt
     taken = [expert.detach().contiguous() for expert in experts]
     start = None if base is None else base.detach().contiguous()
     with torch.cuda.device(taken[0].device):
-        weights = torch.from_numpy(coefficients).to(taken[0].device)
+        weights = _queued(coefficients, taken[0].device)
         out = torch.empty(
             (len(coefficients), *taken[0].shape), dtype=getattr(torch, out_dtype.name), device=taken[0].device
         )
@@ -121,7 +162,7 @@ def svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
     torch: Any = sys.modules["torch"]
     taken = matrices.detach().contiguous()
     with torch.cuda.device(taken.device):
-        weights = torch.from_numpy(multipliers).to(taken.device)
+        weights = _queued(multipliers, taken.device)
         needed = _LONG(0)
         _call("minerua_cuda_svd_mutation_workspace", *taken.shape, ctypes.byref(needed))
         workspace = torch.empty(needed.value, dtype=torch.uint8, device=taken.device)
@@ -142,15 +183,18 @@ def wide_svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
     The same route as the kernels: float64 Gram matrix of the smaller side, eigenvectors, no division.
 
     Raises:
-        KernelError: Values are not finite; names the matrices.
+        KernelError: Values are not finite (names the matrices), or no convergence.
     """
     torch: Any = sys.modules["torch"]
     taken = matrices.detach()
     expect_done((~taken.isfinite().flatten(1).all(dim=1)).int().tolist())
     wide = taken.shape[1] < taken.shape[2]
     tall = (taken.mT if wide else taken).double()  # (B, rows, columns), rows >= columns
-    vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors.flip(-1)  # descending
-    weights = torch.from_numpy(multipliers).to(taken.device).double()
+    try:
+        vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors.flip(-1)  # descending
+    except torch.linalg.LinAlgError as error:
+        raise KernelError(f"svd_mutation: {error}") from error
+    weights = torch.tensor(multipliers, device=taken.device).double()
     mutated = tall @ ((vectors * weights[:, None, :]) @ vectors.mT)
     return (mutated.mT if wide else mutated).float().contiguous()
 
@@ -167,6 +211,16 @@ def expect_done(outcomes: Sequence[int]) -> None:
         faults += [f"{text} {', '.join(found)}"] if found else []
     if faults:
         raise KernelError("svd_mutation failed on the device:", faults)
+
+
+def _queued(numbers: np.ndarray, device: Any) -> Any:
+    """Copies to the device on the current stream without waiting for it.
+
+    From pinned memory, which torch keeps until the copy is done: a copy from ordinary memory would first wait for the
+    stream to come so far.
+    """
+    torch: Any = sys.modules["torch"]
+    return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
 
 
 def _code(tensor: Any) -> int:

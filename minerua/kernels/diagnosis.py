@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
-import minerua
+from minerua import __version__
 from minerua.errors import CoreUnavailable, KernelError
 from minerua.kernels import compiled, cuda, explain, num_threads
 
@@ -51,7 +51,7 @@ def _safely(look: Callable[[], list[Finding]]) -> list[Finding]:
 
 def _machine() -> list[Finding]:
     return [
-        Finding("minerua", "ok", minerua.__version__),
+        Finding("minerua", "ok", __version__),
         Finding("python", "ok", f"{platform.python_implementation()} {platform.python_version()}"),
         Finding("platform", "ok", platform.platform()),
     ]

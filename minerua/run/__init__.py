@@ -55,8 +55,8 @@ def execute(
         remove_partials(folder)
         record = Record(journal)
         population = evolve(prepared, record, progress)
-        final = finish(record, prepared, population)
-    return write_results(folder, population, final, read_journal(folder / JOURNAL))
+        best = finish(record, prepared, population)
+    return write_results(folder, population, best, read_journal(folder / JOURNAL))
 
 
 def make_folder(folder: Path) -> None:

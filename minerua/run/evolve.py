@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -98,6 +98,7 @@ def _run_event(prepared: Prepared, subspace: Subspace) -> Mapping[str, object]:
         "format": 1,
         "minerua": minerua.__version__,
         "config": prepared.config.plain(),
+        "variant": asdict(prepared.variant),
         "tasks": [task.name for task in prepared.tasks],
         "base": prepared.base.digest,
         "experts": {expert.name: expert.digest for expert in prepared.experts},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,19 +26,6 @@ SOUPS = (100, 50, 20, 10)
 
 
 @dataclass(frozen=True, eq=False)
-class Final:
-    """What a run ends with.
-
-    Args:
-        best: The chosen genome.
-        rows: Name → genome of everything that is tested; `best` is among them.
-    """
-
-    best: Genome
-    rows: Mapping[str, Genome]
-
-
-@dataclass(frozen=True, eq=False)
 class Candidate:
     """A model that may become the final one.
 
@@ -53,7 +40,7 @@ class Candidate:
     parents: tuple[str, ...]
 
 
-def finish(record: Record, prepared: Prepared, population: Population) -> Final:
+def finish(record: Record, prepared: Prepared, population: Population) -> Genome:
     """Chooses the final model on the select split and journals the scores of every row on every split.
 
     Candidates are the best elites by mean search score and the aggregate; or, for a variant with soups, means of the
@@ -64,6 +51,9 @@ def finish(record: Record, prepared: Prepared, population: Population) -> Final:
         record: The journal.
         prepared: The checked parts.
         population: The population after its last child.
+
+    Returns:
+        The final model's genome.
 
     Raises:
         JournalError: If the record belongs to another run.
@@ -81,7 +71,7 @@ def finish(record: Record, prepared: Prepared, population: Population) -> Final:
         for split in SPLITS:
             _score(record, population, genome, {"event": "final", "row": name, "digest": genome.digest, "split": split})
     record.confirm({"event": "end", "best": best.digest, "evaluations": population.cycle.evaluations})
-    return Final(best, rows)
+    return best
 
 
 def _mean(population: Population) -> Genome:
@@ -138,7 +128,7 @@ def _score(record: Record, population: Population, genome: Genome, event: Event)
     return outcome
 
 
-def write_results(folder: Path, population: Population, final: Final, events: list[Event]) -> Summary:
+def write_results(folder: Path, population: Population, best: Genome, events: list[Event]) -> Summary:
     """Writes what a run leaves behind, each file whole or not at all; the same run writes the same bytes.
 
     `best.safetensors`: the chosen model, its genome in the metadata. `archives.json`: every cell of every archive.
@@ -147,14 +137,14 @@ def write_results(folder: Path, population: Population, final: Final, events: li
     Args:
         folder: Where the journal lies.
         population: The population after its last child.
-        final: What was chosen.
+        best: The final model's genome.
         events: The journal's events.
 
     Raises:
         StorageError: If a file cannot be written.
     """
     summary = summarise(events)
-    save_child(folder / "best.safetensors", population.subspace, final.best, history={"lineage": "journal.jsonl"})
+    save_child(folder / "best.safetensors", population.subspace, best, history={"lineage": "journal.jsonl"})
     archives = [
         {
             "task": population.evaluation.tasks[archive.quality].name,

@@ -126,7 +126,7 @@ def _open_base(path: Path) -> Checkpoint:
     base = open_checkpoint(path)
     faults = find_non_finite(base)
     if faults:
-        raise CheckpointError(f"the base at {path} holds numbers that are not finite", faults)
+        raise CheckpointError(f"the base at {path} holds numbers that are not finite; restore it from a copy", faults)
     return base
 
 

@@ -49,7 +49,8 @@ class Record:
         differences = _differences(past, json.loads(json.dumps(event)))
         if differences:
             raise JournalError(
-                f"{self._journal.path} belongs to another run: what this run does next is not what stands there",
+                f"{self._journal.path} belongs to another run: what this run does next is not what stands there; "
+                "undo what was changed, or begin anew in another folder",
                 differences,
             )
 

@@ -82,7 +82,10 @@ class _Models:
         try:
             merged = self._merge(method, weights)
         except Exception as error:
-            raise BrokenPlugin(f"merge method {method.name!r} failed: {type(error).__name__}: {error}") from error
+            raise BrokenPlugin(
+                f"merge method {method.name!r} failed: {type(error).__name__}: {error}; "
+                "mend it, or leave it out of evolution.merges"
+            ) from error
         faults = [fault for name, delta in merged.items() for fault in self._faults(name, delta)]
         if faults:
             raise BrokenPlugin(

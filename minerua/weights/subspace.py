@@ -125,7 +125,10 @@ class Subspace:
                 segments.append(segment)
                 start = segment.part.stop
         if not segments:
-            raise CheckpointError(f"no founder differs from the base at {base.path}: {', '.join(founders)}")
+            raise CheckpointError(
+                f"no founder differs from the base at {base.path}: {', '.join(founders)}; "
+                "name the checkpoint that the experts were fine-tuned from as the base, and their own files as experts"
+            )
         self.segments: Final = tuple(segments)
         self.size: Final = start
         self._founders = {name: self._encode(index, vector) for index, (name, vector) in enumerate(founders.items())}

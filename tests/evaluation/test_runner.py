@@ -239,13 +239,13 @@ def _swallow_everything(ids):
 @pytest.mark.parametrize("answer", [_sleep, _swallow, _swallow_everything])
 def test_an_evaluator_that_takes_too_long_is_a_failure(answer):
     begin = time.monotonic()
-    assert _failing(answer, time_limit_seconds=0.1) == "task: no answer within 0.1 s"
+    assert _failing(answer, time_limit_seconds=0.1) == "task: no answer within time_limit_seconds, 0.1 s"
     assert time.monotonic() - begin < 3
 
 
 def test_a_model_that_takes_too_long_to_build_is_a_failure():
     outcome = _evaluation(Counting(), time_limit_seconds=0.1).score("x", lambda: time.sleep(5))
-    assert outcome == Failure("task: no answer within 0.1 s")
+    assert outcome == Failure("task: no answer within time_limit_seconds, 0.1 s")
 
 
 def test_every_task_has_the_whole_time():
@@ -267,7 +267,7 @@ def test_in_another_thread_the_limit_holds_once_the_evaluator_returns():
     thread = threading.Thread(target=lambda: outcomes.append(evaluation.score("x", object)))
     thread.start()
     thread.join()
-    assert outcomes == [Failure("task: no answer within 0.1 s")]
+    assert outcomes == [Failure("task: no answer within time_limit_seconds, 0.1 s")]
 
 
 def test_in_another_thread_an_evaluator_in_time_is_scored():

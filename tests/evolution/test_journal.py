@@ -88,7 +88,7 @@ def test_damage_before_the_last_line_is_an_error_with_the_line_s_number(tmp_path
 
 def test_a_journal_of_another_format_is_refused(tmp_path):
     (tmp_path / "j").write_text('{"event":"run","format":2}\n')
-    with pytest.raises(JournalError, match=r"not a journal of format 1.*'run', format 2"):
+    with pytest.raises(JournalError, match=r"format 1: its first .*'run', format 2; read it with the version"):
         read_journal(tmp_path / "j")
 
 

@@ -1,5 +1,6 @@
 """The door: what it refuses and in which words, which backend it chooses and why."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -216,10 +217,62 @@ class TestCudaLibrary:
         with pytest.raises(CoreUnavailable, match=r"svd_mutation: a pointer is null"):
             cuda._call("minerua_cuda_svd_mutation", None, None, None, 1, 20, 30, None, None, None)
 
+    def test_tells_the_largest_side_or_why_there_is_none(self):
+        side = cuda._INT(0)
+        if torch.cuda.is_available():
+            cuda._call("minerua_cuda_svd_mutation_side", side)
+            assert 0 < side.value <= cuda.MAX_SIDE
+            assert side.value % 2 == 0
+        else:
+            with pytest.raises(CoreUnavailable, match=r"svd_mutation_side failed: .*: cudaError"):
+                cuda._call("minerua_cuda_svd_mutation_side", side)
+
     def test_tells_its_workspace(self):
         needed = cuda._LONG(0)
         cuda._call("minerua_cuda_svd_mutation_workspace", 1000, 7, 300, needed)
         assert needed.value == 528 * 8 * 8 * 8
+
+
+@pytest.fixture
+def fresh_fitness(monkeypatch):
+    """Lets a test pretend devices."""
+    cuda.fitness.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    yield
+    cuda.fitness.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_fitness")
+def test_a_device_with_little_shared_memory_takes_smaller_sides(monkeypatch):
+    def answer(name, side):
+        assert name == "minerua_cuda_svd_mutation_side"
+        side._obj.value = 104
+
+    monkeypatch.setattr(cuda, "absence_reason", str)
+    monkeypatch.setattr(cuda, "_call", answer)
+    assert cuda.svd_mutation_limit("cuda:1", 104) == ""
+    assert cuda.svd_mutation_limit("cuda:1", 105) == "side 105 is above 104"
+    assert cuda.merge_limit("cuda:1", 64) == ""
+    assert cuda.merge_limit("cuda:1", 65) == "65 experts are more than its 64"
+
+
+@pytest.mark.usefixtures("fresh_fitness")
+def test_a_device_that_cannot_run_the_kernels_sends_the_work_elsewhere(monkeypatch):
+    def too_old(name, side):
+        raise CoreUnavailable("the driver is too old")
+
+    monkeypatch.setattr(cuda, "absence_reason", str)
+    monkeypatch.setattr(cuda, "_call", too_old)
+    obstacle = "cuda:0 cannot run the kernels, the driver is too old"
+    assert cuda.merge_limit("cuda:0", 2) == cuda.svd_mutation_limit("cuda:0", 2) == obstacle
+    assert kernels._choice("merge", "auto", True, obstacle).backend == "compiled"
+    assert kernels._choice("svd_mutation", "auto", True, obstacle).backend == "torch"
+
+
+@pytest.mark.usefixtures("fresh_fitness")
+def test_without_the_library_no_device_is_asked(monkeypatch):
+    monkeypatch.setattr(cuda, "absence_reason", lambda: "no library")
+    assert cuda.merge_limit("cuda:0", 2) == cuda.svd_mutation_limit("cuda:0", 128) == ""
 
 
 def test_outcomes_of_the_device_become_one_error():

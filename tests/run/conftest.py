@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from minerua.merge import methods
+from minerua.registry import Registry
 from minerua.weights import write_checkpoint
 
 from ..conftest import REPOSITORY, SitePackages
@@ -80,6 +83,16 @@ class World:
         """Changes keys of the run file; `None` removes one."""
         content = yaml.safe_load(self.run_file.read_text()) | changes
         self.run_file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+
+    def registry(self) -> Registry:
+        """The plugin and minerua's own merge methods, in this process."""
+        sys.path.insert(0, str(self.site_packages))
+        try:
+            plugin = importlib.import_module("toy_plugin")
+        finally:
+            sys.path.pop(0)
+            sys.modules.pop("toy_plugin", None)
+        return Registry.of(plugin, methods)
 
     def command(self, *arguments: str) -> list[str]:
         """The command line in a process of its own."""

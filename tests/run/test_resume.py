@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from minerua.run import execute
+
 from .conftest import World, make_world
 
 RESULTS = ("journal.jsonl", "archives.json", "best.safetensors", "table.json", "report.html")
@@ -67,9 +69,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_
 
 def test_every_length_of_a_journal_resumes_to_the_same_bytes(world):
     """Stands in for a kill at each moment: the journal cut after any byte of some lines, the results missing or old."""
-    from minerua.run import execute
-
-    registry = _registry(world)
+    registry = world.registry()
     execute(world.run_file, registry=registry)
     whole = contents(world.folder)
     journal = whole["journal.jsonl"]
@@ -84,21 +84,6 @@ def test_every_length_of_a_journal_resumes_to_the_same_bytes(world):
         execute(world.run_file, registry=registry, resume=True)
         assert contents(world.folder) == whole, f"cut after {cut} of {len(journal)} bytes"
         assert not list(world.folder.glob("*.partial"))
-
-
-def _registry(world: World):
-    import sys
-
-    from minerua.merge import methods
-    from minerua.registry import Registry
-
-    sys.path.insert(0, str(world.site_packages))
-    try:
-        import toy_plugin
-    finally:
-        sys.path.pop(0)
-        sys.modules.pop("toy_plugin", None)
-    return Registry.of(toy_plugin, methods)
 
 
 def test_a_finished_run_resumed_changes_nothing(world):

@@ -120,7 +120,7 @@ def _raise(*_):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (MergeMethodSpec("odd", _raise), "merge method 'odd' failed: IndexError: list index out of range"),
+        (MergeMethodSpec("odd", _raise), "failed: IndexError: list index out of range; mend it, or leave it"),
         (MergeMethodSpec("odd", _raise, uses="model"), "merge method 'odd' failed: IndexError: "),
         (MergeMethodSpec("odd", lambda v, w: v[0] * np.nan), "body.bias: NaN or infinity"),
         (

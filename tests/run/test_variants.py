@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import yaml
 
 from minerua.evolution import read_journal
-from minerua.merge import methods
-from minerua.registry import Registry
 from minerua.run import execute
 from minerua.weights import Factors, open_checkpoint, read_genome, write_adapter
 
 from .conftest import World, make_world, truth
 
 
-def registry_of(world: World) -> Registry:
-    sys.path.insert(0, str(world.site_packages))
-    try:
-        import toy_plugin
-    finally:
-        sys.path.pop(0)
-        sys.modules.pop("toy_plugin", None)
-    return Registry.of(toy_plugin, methods)
-
-
 def run(world: World, **evolution: object) -> list[dict]:
     world.configure(evolution={"evaluations": 25, **evolution})
-    execute(world.run_file, registry=registry_of(world))
+    execute(world.run_file, registry=world.registry())
     return read_journal(world.folder / "journal.jsonl")
 
 

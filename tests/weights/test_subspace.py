@@ -117,7 +117,7 @@ def test_a_subspace_needs_a_founder(base):
 def test_a_subspace_needs_a_founder_that_differs_from_the_base(base, folder):
     copy = open_expert("copy", write_model(folder / "copy", base_tensors()), base).task_vector
     nothing = TaskVector("0", {"body.weight": Factors(np.zeros((8, 1), np.float32), np.ones((1, 6), np.float32))})
-    with pytest.raises(CheckpointError, match=r"no founder differs from the base at .*: copy, nothing"):
+    with pytest.raises(CheckpointError, match=r"no founder differs from the base at .*: copy, nothing; name the"):
         Subspace(base, {"copy": copy, "nothing": nothing})
 
 
