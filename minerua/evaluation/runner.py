@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from minerua.errors import EvolutionError
 from minerua.evaluation.splits import Task
 from minerua.values import Failure, Scores, TaskScore
 
@@ -83,7 +84,18 @@ class Evaluation:
         return Scores(scores)
 
     def remember(self, digest: str, scores: Scores, *, split: str = "search") -> None:
-        """Puts known outcomes into the cache, as a resumed run does with those in its journal."""
+        """Puts known outcomes into the cache, as a resumed run does with those in its journal.
+
+        Raises:
+            EvolutionError: If there is not one outcome per item of the split.
+        """
+        wrong = [
+            f"{task.name}: {scores.tasks[task.name].count} outcomes for {len(task.ids[split])} items"
+            for task in self.tasks
+            if scores.tasks[task.name].count != len(task.ids[split])
+        ]
+        if wrong:
+            raise EvolutionError(f"the known outcomes of {digest} do not fit the items of the {split} split", wrong)
         known = self._remembered(digest)
         for task, positions, outcomes in zip(self.tasks, self._positions, known, strict=True):
             outcomes[[positions[id] for id in task.ids[split]]] = scores.tasks[task.name].outcomes

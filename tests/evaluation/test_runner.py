@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from minerua.errors import EvolutionError
 from minerua.evaluation import Evaluation, Task
 from minerua.evaluation import runner as room
 from minerua.values import EvaluatorSpec, Failure, Scores, TaskScore
@@ -135,6 +136,13 @@ def test_remembered_scores_stand_for_an_evaluation():
     evaluation.remember("x", Scores({"task": TaskScore((0.0, 1.0))}), split="select")
     assert evaluation.score("x", _forbidden, split="select").means == (0.5,)
     assert counting.asked == []
+
+
+def test_known_outcomes_that_do_not_fit_the_items_are_refused():
+    evaluation = _evaluation(Counting())
+    with pytest.raises(EvolutionError, match="known outcomes of x do not fit the items of the search split") as caught:
+        evaluation.remember("x", Scores({"task": TaskScore((1.0,))}))
+    assert caught.value.faults == ("task: 1 outcomes for 3 items",)
 
 
 def test_the_models_that_were_longest_unused_are_forgotten_first(monkeypatch):
