@@ -23,6 +23,7 @@ from pathlib import Path
 import cma
 import minerua_digits
 import numpy as np
+import scipy.stats
 
 from minerua.evaluation import Evaluation
 from minerua.evolution import read_journal
@@ -238,21 +239,6 @@ def rows_of_seed(seed: int, evaluations: int) -> dict[str, Accuracy]:
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-T975 = {
-    1: 12.71,
-    2: 4.30,
-    3: 3.18,
-    4: 2.78,
-    5: 2.57,
-    6: 2.45,
-    7: 2.36,
-    8: 2.31,
-    9: 2.26,
-    10: 2.23,
-    11: 2.20,
-    15: 2.13,
-    19: 2.09,
-}
 OURS = "CycleQD minerua"
 ABOVE = "fine-tuning on all data (reference)"
 PARTS_OF_OURS = (  # made of what minerua adds; shown, so that everybody sees which part earns what
@@ -268,8 +254,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan
-    degrees = max(d for d in T975 if d <= n - 1)
-    return float(np.mean(values)), T975[degrees] * float(np.std(values, ddof=1)) / math.sqrt(n)
+    quantile = scipy.stats.t.ppf(0.975, n - 1)
+    return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def table(seeds: Sequence[Mapping[str, Accuracy]]) -> list[dict[str, object]]:
@@ -283,7 +269,7 @@ def table(seeds: Sequence[Mapping[str, Accuracy]]) -> list[dict[str, object]]:
         result.append(
             {
                 "row": name,
-                "tasks": accuracy.mean(axis=0).tolist(),
+                "tasks": [interval(column) for column in accuracy.T],
                 "mean": mean,
                 "±": half,
                 "lead": lead,

@@ -1,9 +1,13 @@
 """How fast are merging and SVD mutation on the CPU, beside the leanest torch code for the same result?
 
-Bounds: merging moves K + 1 + P streams (experts, base, children) through memory, so a merge cannot be faster than a
-copy of as many bytes, timed here as `copy`. An SVD mutation of an n × n matrix costs about 14 n³ floating-point
-operations in double precision and runs in cache; `reference` is LAPACK's SVD by numpy, `torch` the batched
-`torch.linalg.svd`.
+Bounds. Merging moves K + 1 + P streams (experts, base, children) through memory: B bytes in all, so it cannot be
+faster than a copy that moves B bytes, which is a copy of B / 2 bytes, read once and written once; `copy` is that row.
+It copies into memory that is already there, while a merge also has to get fresh memory for its children from the
+system. An SVD mutation of n × n costs about 14 n³ floating-point operations in double precision, in cache: it has no
+bound in bytes; `reference` is LAPACK's SVD by numpy, `torch` the batched `torch.linalg.svd`. Every answer is checked
+before it is timed; that call is the warm-up.
+
+Remarks of the rows: `GB/s` by the bytes above, `x copy` and `x minerua` the median as a multiple of that row's median.
 """
 
 import functools
@@ -28,6 +32,22 @@ def threads(request):
     yield request.param
     kernels.set_num_threads(before[0])
     torch.set_num_threads(before[1])
+
+
+MEDIANS: dict[tuple[str, str], float] = {}  # by group and peer, in the order in which the rows were timed
+
+
+def timed(benchmark, smoke, group, peer, function):
+    """Times one row and notes its ratios to the rows of its group that came before it."""
+    benchmark.group = group
+    benchmark.pedantic(function, rounds=2 if smoke else 7)
+    if benchmark.stats is None:  # --benchmark-disable
+        return None
+    median = MEDIANS[group, peer] = benchmark.stats.stats.median
+    for other in ("copy", "minerua"):
+        if other != peer and (group, other) in MEDIANS:
+            benchmark.extra_info[f"x {other}"] = median / MEDIANS[group, other]
+    return median
 
 
 # ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,31 +86,33 @@ def merge_inputs(size, children):
     return experts, torch.rand(children, EXPERTS, generator=generator) / 2, base
 
 
-@pytest.mark.parametrize("children", [1, 8])
-@pytest.mark.parametrize("peer", MERGES)
-def test_merge(benchmark, smoke, threads, children, peer):
-    size = 1 << (12 if smoke else 23)
-    experts, coefficients, base = merge_inputs(size, children)
+def copies_of(moved):
+    """A function that moves `moved` bytes with a plain copy, checked."""
+    source, target = torch.ones(moved // 2, dtype=torch.uint8), torch.zeros(moved // 2, dtype=torch.uint8)
+    target.copy_(source)
+    assert target.equal(source)
+    return functools.partial(target.copy_, source)
+
+
+def merge_of(peer, experts, coefficients, base):
+    """A function that merges, checked on every 16th element: the reference takes its time."""
     got = MERGES[peer](experts, coefficients, base)[:, ::16].float()
-    sampled = [expert[::16] for expert in experts]  # the reference takes its time; every 16th element will do
+    sampled = [expert[::16] for expert in experts]
     expected = kernels.merge(sampled, coefficients, base=base[::16], backend="reference").float()
     torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-3)
-    benchmark.group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"
-    benchmark.extra_info["bytes"] = 2 * size * (EXPERTS + 1 + children)
-    benchmark(MERGES[peer], experts, coefficients, base)
+    return functools.partial(MERGES[peer], experts, coefficients, base)
 
 
+@pytest.mark.parametrize("peer", ["copy", *MERGES])
 @pytest.mark.parametrize("children", [1, 8])
-def test_merge_floor(benchmark, smoke, threads, children):
-    """The floor: a plain copy that moves the same number of bytes."""
+def test_merge(benchmark, smoke, threads, children, peer):
     size = 1 << (12 if smoke else 23)
     moved = 2 * size * (EXPERTS + 1 + children)
-    source, target = torch.ones(moved // 2, dtype=torch.uint8), torch.empty(moved // 2, dtype=torch.uint8)
-    benchmark.group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"
-    benchmark.extra_info["bytes"] = moved
-    benchmark.name = f"copy[{children}-{threads}]"
-    benchmark(target.copy_, source)
-    assert target.equal(source)
+    function = copies_of(moved) if peer == "copy" else merge_of(peer, *merge_inputs(size, children))
+    group = f"merge of {EXPERTS} experts, {children} children, bfloat16, {size} elements, {threads} threads"
+    median = timed(benchmark, smoke, group, peer, function)
+    if median is not None:
+        benchmark.extra_info["GB/s"] = moved / median / 1e9
 
 
 # ── SVD mutation ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -120,14 +142,15 @@ def matrices_with_gaps(batch, m, n):
     return ((u * np.linspace(1.0, 0.1, r)) @ v.transpose(0, 2, 1)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 @pytest.mark.parametrize("peer", MUTATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_svd_mutation(benchmark, smoke, threads, shape, peer):
     batch = 2 if smoke else 64
     matrices = matrices_with_gaps(batch, *shape)
     multipliers = np.random.default_rng(3).uniform(0.7, 1.3, (batch, min(shape))).astype(np.float32)
     got = MUTATIONS[peer](matrices, multipliers)
     np.testing.assert_allclose(got, svd_with_reference(matrices, multipliers), atol=1e-5)
-    benchmark.group = f"SVD mutation of {batch} matrices of {shape[0]} × {shape[1]}, {threads} threads"
-    benchmark.extra_info["matrices"] = batch
-    benchmark(MUTATIONS[peer], matrices, multipliers)
+    group = f"SVD mutation of {batch} matrices of {shape[0]} × {shape[1]}, {threads} threads"
+    median = timed(benchmark, smoke, group, peer, functools.partial(MUTATIONS[peer], matrices, multipliers))
+    if median is not None:
+        benchmark.extra_info["µs per matrix"] = median / batch * 1e6
