@@ -20,13 +20,13 @@ import pytest
 import typer.main
 import yaml
 
-from minerua import hookspecs
+from minerua import hookspecs, values
 from minerua.cli import app
 from minerua.config import EvolutionConfig, RunConfig, SplitsConfig, validate
 from minerua.evaluation import Evaluation, deal
 from minerua.evolution import decode_outcome
 from minerua.evolution.variants import VARIANTS
-from minerua.registry import Registry
+from minerua.registry import KINDS, Registry
 from minerua.values import Scores
 
 from .run.conftest import make_world
@@ -179,6 +179,17 @@ def test_the_manual_of_plugins_has_every_hook_with_its_arguments_and_its_spec_an
         for name, signature in signatures.items()
     }
     assert said == there
+
+
+def test_the_manual_of_plugins_has_every_function_of_every_spec_with_its_arguments() -> None:
+    table = rows(document("plugins/README.md"), "spec")
+    said = {(quoted(row["spec"])[0], quoted(row["field"])[0], "optional" in row["field"]) for row in table}
+    there = {(kind.spec.__name__, field, False) for kind in KINDS for field in kind.callables}
+    there |= {(kind.spec.__name__, field, True) for kind in KINDS for field in kind.optional}
+    assert said == there
+    for row in table:
+        if row["spec"] != "`Skill`":  # called with whatever inputs it describes
+            assert row["called as"] in str(getattr(values, quoted(row["spec"])[0]).__doc__)
 
 
 def test_the_plugin_of_the_manual_loads_and_scores_a_model() -> None:

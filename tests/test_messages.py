@@ -3,13 +3,14 @@
 Nothing is imported here, sources are read. A *message* is a text in a `raise`, and, outside the rooms that write
 pages, any text of three words or more: faults, reasons of failures and remedies are built far from where they are
 raised. It is *read* if a test expects at least `READ` letters in a row of it: in a `match=`, in a comparison, in
-`startswith` or `endswith`, or among the cases of a parametrised test.
+`startswith` or `endswith`, or among the cases of a parametrised test; directly, or by a name that holds it.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def expectations(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     constants = {
         target.id: node.value
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
@@ -92,7 +93,9 @@ def expecting(node: ast.AST, constants: dict[str, ast.expr]) -> Iterator[ast.exp
     if isinstance(node, ast.keyword) and node.arg == "match":
         yield node.value
     elif isinstance(node, ast.Compare):
-        yield from (node.left, *node.comparators)
+        sides = (node.left, *node.comparators)
+        yield from sides
+        yield from (constants[side.id] for side in sides if isinstance(side, ast.Name) and side.id in constants)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         if node.func.attr in ("startswith", "endswith", "fullmatch", "search"):
             yield from node.args
@@ -106,9 +109,20 @@ def runs(text: str) -> set[str]:
 
 
 def unread(found: list[Message], expected: list[str]) -> list[Message]:
-    """Returns the messages that nothing expects; one without a long part must be expected with all its parts."""
+    """Returns the messages that nothing expects.
+
+    What several messages share tells none of them: one that has words of its own must be expected with some of them.
+    One without a long part must be expected with all its parts.
+    """
     known = {run for text in expected for run in runs(text)}
-    return [m for m in found if not (any(runs(part) & known for part in m.parts) or is_short_and_read(m, expected))]
+    owners = Counter(run for parts in {m.parts for m in found} for run in set().union(*map(runs, parts)))
+    return [m for m in found if not (own_runs(m, owners) & known or is_short_and_read(m, expected))]
+
+
+def own_runs(message: Message, owners: Counter[str]) -> set[str]:
+    """Returns the runs that no other message has; all of them if it shares each."""
+    every = set().union(*map(runs, message.parts))
+    return {run for run in every if owners[run] == 1} or every
 
 
 def is_short_and_read(message: Message, expected: list[str]) -> bool:
@@ -175,6 +189,7 @@ def test_messages_are_sentences_and_what_is_raised() -> None:
         "with pytest.raises(E, match=r'x cannot be re\\.?'): pass",
         "assert f'{path} cannot be read' in str(error)",
         "assert str(error).endswith('cannot be read')",
+        "def test():\n    wanted = 'x cannot be read'\n    assert wanted in error.faults",
         "CASES = [(1, 'cannot be read')]\n@pytest.mark.parametrize('a', CASES)\ndef test(a): pass",
     ],
 )
@@ -185,6 +200,12 @@ def test_a_message_is_read_where_a_test_expects_it(test: str) -> None:
 @pytest.mark.parametrize("test", ["write('x cannot be read')", "assert 'cannot' in text", "# x cannot be read"])
 def test_a_message_is_not_read_where_it_only_stands_or_is_cut_short(test: str) -> None:
     assert unread([Message("here", (" cannot be read",))], list(expectations(test)))
+
+
+def test_what_two_messages_share_reads_neither() -> None:
+    both = [Message("here", (" cannot be written: it is full",)), Message("there", (" cannot be written: it is gone",))]
+    assert unread(both, ["x cannot be written"]) == both
+    assert unread(both, ["cannot be written: it is gone"]) == both[:1]
 
 
 def test_a_message_of_short_parts_must_be_expected_with_all_of_them() -> None:

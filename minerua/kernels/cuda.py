@@ -1,7 +1,7 @@
 """The CUDA half of the core, opened with ctypes when the first CUDA tensor arrives.
 
 Work is queued on torch's current stream; nothing here waits for the device, except to read whether an SVD mutation
-succeeded. Temporary memory comes from torch's caching allocator on that stream: it is reused only after the work queued.
+succeeded. Temporary memory comes from torch's caching allocator on that stream: reused only after the work queued.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_an_empty_archive_has_statistics_but_no_best_elite():
     archive = Archive(0, UNIT)
     assert archive.stats().obj_max is None
     assert archive.stats().coverage == 0.0
-    with pytest.raises(EvolutionError, match="the archive of task 0 is empty"):
+    with pytest.raises(EvolutionError, match="the archive of task 0 is empty: it has no best elite"):
         archive.best()
 
 
@@ -100,7 +100,9 @@ def test_impossible_archives_and_bounds_are_refused_with_their_numbers():
         Archive(3, UNIT)
     with pytest.raises(EvolutionError, match="0 bins"):
         Archive(0, UNIT, bins=0)
-    with pytest.raises(EvolutionError, match=r"must be above its lower bound\n  - task 1: lower 0.5, upper 0.5"):
+    with pytest.raises(
+        EvolutionError, match=r"every upper bound must be above its lower bound\n  - task 1: lower 0.5, upper 0.5"
+    ):
         Bounds((0.0, 0.5), (1.0, 0.5))
     with pytest.raises(EvolutionError, match="bounds need one pair per task, found 2 lower, 1 upper"):
         Bounds((0.0, 0.5), (1.0,))

@@ -68,5 +68,5 @@ def test_uniform_sampling_gives_every_elite_the_same_chance():
 
 def test_a_single_elite_is_both_parents_and_an_empty_archive_has_none():
     assert sample_parents(filled([(0.5, 0.5)]), SAMPLERS["elite"], np.random.default_rng(0)) == ("0", "0")
-    with pytest.raises(EvolutionError, match="task 0 is empty"):
+    with pytest.raises(EvolutionError, match="task 0 is empty: nobody in it can be a parent"):
         sample_parents(Archive(0, Bounds((0, 0), (1, 1))), SAMPLERS["elite"], np.random.default_rng(0))

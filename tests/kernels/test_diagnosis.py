@@ -30,7 +30,7 @@ def test_a_missing_core_is_absent_with_its_reason(monkeypatch):
     monkeypatch.setattr(compiled, "absence_reason", "minerua._core cannot be imported: gone")
     finding = findings()["compiled core"]
     assert (finding.status, finding.detail) == ("absent", "minerua._core cannot be imported: gone")
-    assert "reinstall minerua" in finding.remedy
+    assert finding.remedy == "reinstall minerua with a C++17 compiler; until then the slow reference is used"
 
 
 def test_a_missing_cuda_library_is_absent_with_its_remedy(monkeypatch, tmp_path):

@@ -116,6 +116,9 @@ def test_all_faults_are_reported_at_once():
     text = refusal(kernels.merge, [ONES, ONES[:1]], [[np.inf]], base=ONES[:, :1], out_dtype="int8", backend="gpu")
     assert text.startswith("merge cannot take these arguments (5 faults):\n")
     assert text.count("\n  - ") == 5
+    text = refusal(kernels.svd_mutation, BATCH[0], "many", backend="gpu")
+    assert text.startswith("svd_mutation cannot take these arguments (")
+    assert text.count("\n  - ") >= 2
 
 
 def test_a_cpu_array_goes_to_the_compiled_core():
@@ -191,6 +194,19 @@ def test_a_missing_or_broken_cuda_library_says_what_to_do(monkeypatch, tmp_path)
     path.write_text("not a library")
     assert cuda.absence_reason().startswith(f"{path} cannot be loaded: ")
     assert cuda.absence_reason().endswith("; reinstall minerua")
+
+
+def test_a_cuda_library_of_another_version_is_refused(monkeypatch, tmp_path):
+    class Older:
+        def __getattr__(self, name):
+            return lambda *arguments: cuda.ABI - 1
+
+    path = tmp_path / "libminerua_cuda.so"
+    path.touch()
+    monkeypatch.setattr(cuda, "library_path", lambda: path)
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Older())
+    expected = f"{path} has ABI {cuda.ABI - 1}, this minerua needs {cuda.ABI}; reinstall minerua"
+    assert cuda.absence_reason() == expected
 
 
 @pytest.mark.skipif(not cuda.library_path().exists(), reason="built without CUDA")
@@ -279,6 +295,7 @@ def test_outcomes_of_the_device_become_one_error():
     cuda.expect_done([0, 0])
     with pytest.raises(KernelError) as caught:
         cuda.expect_done([1, 0, 2, 1])
+    assert caught.value.message == "svd_mutation failed on the device:"
     assert caught.value.faults == (
         "NaN or infinity in matrix, or in the multipliers of matrix, 0, 3",
         "no convergence for matrix 2",

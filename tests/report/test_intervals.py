@@ -110,7 +110,7 @@ def test_models_on_other_items_cannot_be_compared():
 
 
 def test_ids_that_do_not_fit_the_outcomes_are_refused_with_both_numbers():
-    with pytest.raises(JournalError, match="task 'a' has 2 items and 3 outcomes"):
+    with pytest.raises(JournalError, match="task 'a' has 2 items and 3 outcomes; the journal is damaged"):
         mean_interval(scores(a=[1, 0, 1]), {"a": ["x", "y"]})
 
 

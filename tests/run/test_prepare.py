@@ -153,7 +153,10 @@ def test_a_base_with_nan_is_refused(world):
     tensors["body.weight"][1, 2] = np.nan
     write_model(world.folder / "base", tensors)
     faults = _faults(world)
-    wanted = "holds numbers that are not finite; restore it from a copy: tensor 'body.weight': 1 of 48 numbers are NaN or infinite"
+    wanted = (
+        "holds numbers that are not finite; restore it from a copy: "
+        "tensor 'body.weight': 1 of 48 numbers are NaN or infinite"
+    )
     assert any(wanted in fault for fault in faults)
 
 

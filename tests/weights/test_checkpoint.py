@@ -245,6 +245,7 @@ def test_a_path_with_a_null_byte_is_refused():
 def test_another_ending_is_refused_with_a_hint(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"")
     assert "can be converted with safetensors.torch.save_file" in _fault(tmp_path / "model.pt")
+    assert "model.pt ends neither in .safetensors nor in .safetensors.index.json; " in _fault(tmp_path / "model.pt")
 
 
 # ── malformed files ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -373,7 +374,9 @@ def test_a_tensor_listed_twice_in_the_index_is_a_fault(tmp_path):
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', "[]", "x", '{"weight_map": {"a": 1}}'])
 def test_a_malformed_index_is_refused(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    assert all(fault.startswith("model.safetensors.index.json: ") for fault in _faults(tmp_path))
+    faults = _faults(tmp_path)
+    assert all(fault.startswith("model.safetensors.index.json: ") for fault in faults)
+    assert ("the index has no object weight_map" in faults[-1]) == ('"a"' not in index)
 
 
 @pytest.mark.parametrize(

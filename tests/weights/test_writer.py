@@ -305,14 +305,23 @@ def test_a_missing_folder_is_refused(tmp_path):
         assert "No such file or directory; create the folder first, or correct its name" in str(error)
 
 
-def test_a_disk_that_fails_is_told_with_the_system_s_own_words(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EIO, "Input/output error; check the disk and the path"),
+        (errno.EDQUOT, "Disk quota exceeded; free some of your quota, or write to another disk"),
+        (errno.EACCES, "Permission denied; ask for the right to write there, or choose another folder"),
+        (errno.EROFS, "Read-only file system; mount the file system writable, or choose another folder"),
+    ],
+)
+def test_a_disk_that_fails_is_told_with_the_system_s_words_and_what_to_do(tmp_path, monkeypatch, number, words):
     def fail(file):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
     for error in _write_each_way(tmp_path / "m"):
-        assert str(error).endswith("bytes cannot be written: Input/output error; check the disk and the path")
-        assert error.errno == errno.EIO
+        assert str(error).endswith(f"bytes cannot be written: {words}")
+        assert error.errno == number
     assert list(tmp_path.iterdir()) == []
 
 
