@@ -204,6 +204,7 @@ def test_a_cuda_library_of_another_version_is_refused(monkeypatch, tmp_path):
     path = tmp_path / "libminerua_cuda.so"
     path.touch()
     monkeypatch.setattr(cuda, "library_path", lambda: path)
+    monkeypatch.setattr(cuda, "library", cuda.library.__wrapped__)  # without what another test has opened
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Older())
     expected = f"{path} has ABI {cuda.ABI - 1}, this minerua needs {cuda.ABI}; reinstall minerua"
     assert cuda.absence_reason() == expected
