@@ -26,8 +26,8 @@ def match_layers(inputs: MergeInputs, weights: Sequence[float]) -> dict[str, np.
 
     with weights that sum to one and λ = `RIDGE` × the mean square of the inputs. So a layer makes up for what the
     layers before it have changed, where RegMean fits every layer alone. A layer's bias is the tensor of the same name
-    with `.bias` for `.weight`; tensors that no layer's inputs are known for take the weighted mean of their task
-    vectors.
+    with `.bias` for `.weight`, fitted if any expert has changed it; tensors that no layer's inputs are known for take
+    the weighted mean of their task vectors.
 
     Args:
         inputs: Base, experts and a way to run a model.
@@ -55,16 +55,18 @@ def match_layers(inputs: MergeInputs, weights: Sequence[float]) -> dict[str, np.
     own = [inputs.activations(expert, k) for k, expert in enumerate(inputs.experts)]
     for name in (name for name in own[0] if name in merged and base[name].ndim == 2):
         reaching = [inputs.activations(model, k)[name] for k in range(len(own))]
-        bias = _bias_of(name, base)
+        bias = _bias_of(name, merged)
         fitted = _fit(name, bias, reaching, own, inputs.experts, shares)
         merged |= fitted
         model |= fitted
     return {name: np.asarray(tensor - base[name]) for name, tensor in merged.items()}  # numpy makes 0-d a number
 
 
-def _bias_of(name: str, base: Mapping[str, np.ndarray]) -> str | None:
+def _bias_of(name: str, changed: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the layer's bias if any expert has changed it; one that all share, as adapters do, needs no fitting."""
     bias = name.removesuffix(".weight") + ".bias"
-    return bias if name.endswith(".weight") and bias in base and base[bias].shape == base[name].shape[:1] else None
+    fits = name.endswith(".weight") and bias in changed and changed[bias].shape == changed[name].shape[:1]
+    return bias if fits else None
 
 
 def _fit(

@@ -169,13 +169,18 @@ def _disagreements(
     hungry = [merge.name for merge in merges if merge.uses != "weights"]
     if hungry and model and model.activations is None:
         faults.append(
-            f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give"
+            f"evolution.merges: {', '.join(hungry)} needs activations, which model {model.name!r} cannot give; "
+            "write `merges: [mean]` to go without"
         )
     blind = [evaluator.name for evaluator in evaluators if evaluator.inputs is None]
     if hungry and blind:
         faults.append(
-            f"evolution.merges: {', '.join(hungry)} needs unlabelled inputs, which {', '.join(blind)} cannot give"
+            f"evolution.merges: {', '.join(hungry)} needs unlabelled inputs, which {', '.join(blind)} cannot give; "
+            "write `merges: [mean]` to go without"
         )
     if hungry and len(config.experts) != len(config.tasks):
-        faults.append(f"evolution.merges: {', '.join(hungry)} needs one expert per task, in the same order")
+        faults.append(
+            f"evolution.merges: {', '.join(hungry)} needs one expert per task, in the same order; "
+            f"found {len(config.experts)} experts and {len(config.tasks)} tasks; write `merges: [mean]` to go without"
+        )
     return faults

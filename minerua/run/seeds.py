@@ -78,7 +78,7 @@ class _Models:
         self._vectors = [expert.task_vector for expert in prepared.experts]
 
     def merge(self, method: MergeMethodSpec, weights: Sequence[float]) -> Mapping[str, Delta]:
-        """Merges the experts; low-rank changes stay low-rank where the method leaves their columns alone."""
+        """Merges the experts; where all of them are low-rank, so is the merge."""
         try:
             merged = self._merge(method, weights)
         except Exception as error:
@@ -141,11 +141,14 @@ class _Models:
 
 
 def _compress(delta: np.ndarray, spans: Sequence[np.ndarray]) -> Delta:
-    """Returns a change as factors if its columns lie in the span of the given ones, as it is if not."""
+    """Returns a change projected onto the columns that low-rank experts span, as factors; without such experts as it is.
+
+    Means and RegMean lie in that span; of least squares, such as layer matching, the projection is the best answer in
+    it. So a population of adapters stays a population of small cores, whatever merges it starts from.
+    """
     if not spans:
         return delta
     basis, _ = np.linalg.qr(np.concatenate(spans, axis=1).astype(np.float64))
-    right = basis.T @ delta
-    if basis.shape[1] >= min(delta.shape) or np.linalg.norm(basis @ right - delta) > 1e-5 * np.linalg.norm(delta):
+    if basis.shape[1] >= min(delta.shape):
         return delta
-    return Factors(basis.astype(np.float32), right.astype(np.float32))
+    return Factors(basis.astype(np.float32), (basis.T @ delta).astype(np.float32))

@@ -207,15 +207,18 @@ def _blind(tmp_path, **settings):
         ),
         (
             {"evolution": {"merges": ["mean", "regmean"]}, "model": "opaque"},
-            "evolution.merges: regmean needs activations, which model 'opaque' cannot give",
+            "evolution.merges: regmean needs activations, which model 'opaque' cannot give; "
+            "write `merges: [mean]` to go without",
         ),
         (
             {"evolution": {"merges": ["regmean"]}, "tasks": ["toy-0", "toy-1", "blind"]},
-            "evolution.merges: regmean needs unlabelled inputs, which blind cannot give",
+            "evolution.merges: regmean needs unlabelled inputs, which blind cannot give; "
+            "write `merges: [mean]` to go without",
         ),
         (
             {"evolution": {"merges": ["regmean"]}, "tasks": ["toy-0", "toy-1"]},
-            "evolution.merges: regmean needs one expert per task, in the same order",
+            "evolution.merges: regmean needs one expert per task, in the same order; "
+            "found 3 experts and 2 tasks; write `merges: [mean]` to go without",
         ),
         (
             {"evolution": {"variant": "paper"}, "experts": {"mean": "expert-0", "base": "expert-1", "x": "expert-2"}},
