@@ -141,7 +141,7 @@ class _Models:
 
 
 def _compress(delta: np.ndarray, spans: Sequence[np.ndarray]) -> Delta:
-    """Returns a change projected onto the columns that low-rank experts span, as factors; without such experts as it is.
+    """Returns a change projected onto the columns that low-rank experts span, as factors; without them, as it is.
 
     Means and RegMean lie in that span; of least squares, such as layer matching, the projection is the best answer in
     it. So a population of adapters stays a population of small cores, whatever merges it starts from.
