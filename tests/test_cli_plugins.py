@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,7 +141,6 @@ def test_without_a_command_the_help_is_shown(minerua: Any) -> None:
     assert "Usage:" in minerua().stdout + minerua().stderr
 
 
-DIAGNOSIS_FILE = Path(__file__).parent.parent / "minerua" / "kernels" / "diagnosis.py"
 DIAGNOSIS = """
 from dataclasses import dataclass
 import sys, types
@@ -179,7 +177,6 @@ def test_the_doctor_tells_findings_remedies_and_plugins(run_python: Any, site_pa
     assert any("broken-one 0.3" in problem for problem in found["problems"])
 
 
-@pytest.mark.skipif(not DIAGNOSIS_FILE.exists(), reason="minerua.kernels.diagnosis is not written yet")
 def test_the_doctor_examines_this_machine(minerua: Any) -> None:
     done = minerua("doctor", "--json")
     assert done.returncode == 0, done.stderr

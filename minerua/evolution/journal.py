@@ -68,7 +68,7 @@ class Journal:
             self._lock()
             self.events, self._size = _scan(self.path)
             os.ftruncate(self._file, self._size)  # cuts off a torn last line
-        except BaseException:
+        except BaseException:  # whatever stops it, Ctrl-C included, the file is not left open and locked
             os.close(self._file)
             raise
         self._synced = time.monotonic()

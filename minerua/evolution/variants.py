@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -38,46 +38,37 @@ class Variant:
     soups: bool
 
 
-VARIANTS: Mapping[str, Variant] = {
-    # arXiv 2410.14735, sections 3.1 to 3.3 and appendix A.1.3
-    "paper": Variant(
-        crossover="gaussian",
-        crossover_width=0.03,
-        crossover_per_tensor=False,
-        mutation="literal",
-        mutation_strength=0.3,
-        mutation_probability=1.0,
-        sampling="elite",
-        bounds="experts",
-        merges=(),
-        soups=False,
-    ),
-    # SakanaAI/CycleQD at 3d14971 with the overrides that its README names for the paper's method: configs/qd/crossover,
-    # configs/qd/mutation/svd_uniform_noise.yaml, sampler/elite_sampler.py
-    "repo": Variant(
-        crossover="gaussian",
-        crossover_width=0.01,
-        crossover_per_tensor=False,
-        mutation="expert",
-        mutation_strength=0.1,
-        mutation_probability=1.0,
-        sampling="elite-repository",
-        bounds="experts",
-        merges=(),
-        soups=False,
-    ),
-    # ours; README.md beside this file says what each setting has earned
-    "minerua": Variant(
-        crossover="directed",
-        crossover_width=0.5,
-        crossover_per_tensor=True,
-        mutation="two-sided",
-        mutation_strength=0.1,
-        mutation_probability=0.25,
-        sampling="elite",
-        bounds="best-seed",
-        merges=("mean", "regmean", "layer-match"),
-        soups=True,
-    ),
-}
+_PAPER = Variant(  # arXiv 2410.14735, sections 3.1 to 3.3 and appendix A.1.3
+    crossover="gaussian",
+    crossover_width=0.03,
+    crossover_per_tensor=False,
+    mutation="literal",
+    mutation_strength=0.3,
+    mutation_probability=1.0,
+    sampling="elite",
+    bounds="experts",
+    merges=(),
+    soups=False,
+)
+
+# SakanaAI/CycleQD at 3d14971 with the overrides that its README names for the paper's method: configs/qd/crossover,
+# configs/qd/mutation/svd_uniform_noise.yaml, sampler/elite_sampler.py
+_REPOSITORY = replace(
+    _PAPER, crossover_width=0.01, mutation="expert", mutation_strength=0.1, sampling="elite-repository"
+)
+
+_OURS = Variant(  # README.md beside this file says what each setting has earned
+    crossover="directed",
+    crossover_width=0.5,
+    crossover_per_tensor=True,
+    mutation="two-sided",
+    mutation_strength=0.1,
+    mutation_probability=0.25,
+    sampling="elite",
+    bounds="best-seed",
+    merges=("mean", "regmean", "layer-match"),
+    soups=True,
+)
+
+VARIANTS: Mapping[str, Variant] = {"paper": _PAPER, "repo": _REPOSITORY, "minerua": _OURS}
 """Variant by the name a run file uses."""

@@ -350,7 +350,7 @@ class _Partial:
                 os.fsync(self._file)
                 self._close()  # before the rename: a network disk may refuse the bytes only now
                 os.replace(self._temporary, self._path)
-        except BaseException:
+        except BaseException:  # whatever stops it, Ctrl-C included, nothing half-written stays behind
             self._discard()
             raise
         with self._translated():
