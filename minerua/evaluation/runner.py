@@ -17,9 +17,8 @@ from minerua.errors import EvolutionError
 from minerua.evaluation.splits import Task
 from minerua.values import Failure, Scores, TaskScore
 
-REMEMBERED_MODELS = 20_000
-"""How many models' outcomes the cache keeps; the longest unused leave first. A thousand items each take 160 MB."""
-
+REMEMBERED_BYTES = 1 << 28
+"""How much memory the outcomes in the cache may take; those of the longest unused models leave first."""
 
 LONGEST_LIMIT_SECONDS = 1e8
 """Three years; the system's timer refuses numbers that are much larger."""
@@ -46,6 +45,8 @@ class Evaluation:
             {id: i for i, id in enumerate(id for ids in task.ids.values() for id in ids)} for task in self.tasks
         ]
         self._outcomes: OrderedDict[str, list[np.ndarray]] = OrderedDict()
+        bytes_per_model = np.float64().nbytes * sum(len(positions) for positions in self._positions)
+        self._capacity = max(1, REMEMBERED_BYTES // max(1, bytes_per_model))
 
     def score(self, digest: str, build: Callable[[], Any], *, split: str = "search") -> Scores | Failure:
         """Scores a model on one split of every task.
@@ -103,7 +104,7 @@ class Evaluation:
     def _remembered(self, digest: str) -> list[np.ndarray]:
         if digest not in self._outcomes:
             self._outcomes[digest] = [np.full(len(positions), np.nan) for positions in self._positions]
-            if len(self._outcomes) > REMEMBERED_MODELS:
+            if len(self._outcomes) > self._capacity:
                 self._outcomes.popitem(last=False)
         self._outcomes.move_to_end(digest)
         return self._outcomes[digest]

@@ -146,7 +146,7 @@ def test_known_outcomes_that_do_not_fit_the_items_are_refused():
 
 
 def test_the_models_that_were_longest_unused_are_forgotten_first(monkeypatch):
-    monkeypatch.setattr(room, "REMEMBERED_MODELS", 2)
+    monkeypatch.setattr(room, "REMEMBERED_BYTES", 2 * 8 * len(NAMED))  # two models of six items
     counting = Counting()
     evaluation = _evaluation(counting)
     for digest in ("x", "y", "x", "z", "x", "y"):
