@@ -113,11 +113,19 @@ def _result(summary: Summary, chosen: Row, mean: Interval) -> Iterable[str]:
 
 
 def _rivals(summary: Summary, chosen: Row) -> list[tuple[Row, str]]:
+    """The rows that the chosen one has to be better than: what evolution started from, the experts, their mean."""
     scored = [row for row in summary.rows if row.mean is not None and row is not chosen]
-    experts = [row for row in scored if row.expert]
     means = [row for row in scored if row.name.lower() in MEAN_ROWS]
-    rivals = [(experts[0], "The best expert,")] if experts else []
-    return rivals + [(row, "The plain mean of the experts,") for row in means[:1]]
+    merges = {seed.digest: seed.mean or 0.0 for seed in summary.seeds if not seed.expert}
+    starts = [row for row in scored if row.digest in merges and row not in means]
+    starts.sort(key=lambda row: -merges[row.digest])
+    experts = [row for row in scored if row.expert]
+    roles = (
+        (starts, "The merge that was best on search before evolution,"),
+        (experts, "The best expert,"),
+        (means, "The plain mean of the experts,"),
+    )
+    return [(rows[0], role) for rows, role in roles if rows]
 
 
 def _comparison(chosen: Row, mean: Interval, rival: Row, role: str) -> Iterable[str]:

@@ -13,6 +13,14 @@ def test_account_names_experts_tasks_evaluations_result_and_rivals(toy_run):
     assert "The plain mean of the experts, “mean”, scores" in words
 
 
+def test_account_holds_the_result_against_the_merge_that_evolution_started_from(toy_run):
+    renamed = {"mean": "regmean"}
+    events = [e | {key: renamed.get(e[key], e[key]) for key in ("name", "row") if key in e} for e in toy_run().events]
+    words = " ".join(sentences(summarise(events)))
+    assert "The merge that was best on search before evolution, “regmean”, scores" in words
+    assert "The plain mean of the experts" not in words
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_account_says_overlap_exactly_where_the_intervals_overlap(toy_run, seed):
     summary = summarise(toy_run(seed=seed).events)
