@@ -77,5 +77,4 @@ def test_engine_costs_less_than_a_millisecond_per_child(benchmark, tmp_path, smo
     benchmark.pedantic(lambda: _run(next(paths), tasks, children, scores, genomes), rounds=3 if smoke else 7)
     seconds = benchmark.stats.stats.min / children
     benchmark.extra_info["milliseconds per child"] = seconds * 1e3
-    if not smoke:  # a tiny run on a busy machine judges the machine
-        assert seconds < LIMIT_SECONDS
+    assert seconds < LIMIT_SECONDS
