@@ -1,10 +1,13 @@
 /// @file check.hpp
-/// All that these tests need of a framework: a check that reports and counts, and a summary for the exit status.
+/// All that these tests need of a framework: a check that reports and counts, a summary for the exit status, and numbers.
 #pragma once
 
+#include <cstddef>
 #include <cstdio>
 #include <exception>
+#include <random>
 #include <string>
+#include <vector>
 
 namespace check {
 
@@ -26,6 +29,15 @@ void throws(const Body& body, const std::string& part, const std::string& senten
     return;
   }
   that(false, sentence + ": nothing was thrown");
+}
+
+/// Draws normally distributed numbers; the same seed gives the same.
+inline std::vector<float> random_floats(std::size_t count, unsigned seed, float scale = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = scale * normal(generator);
+  return values;
 }
 
 inline int summary(const char* name) {

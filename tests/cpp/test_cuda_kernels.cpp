@@ -20,18 +20,11 @@ double block_memory[svd_shared_bytes(max_side) / sizeof(double)];  // what `exte
 }  // namespace minerua::cuda
 
 using namespace minerua;
+using check::random_floats;
 
 namespace {
 
 const double nan_value = std::numeric_limits<double>::quiet_NaN();
-
-std::vector<float> random_floats(std::size_t count, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 // ── merge ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

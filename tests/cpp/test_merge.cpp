@@ -1,6 +1,5 @@
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -10,16 +9,9 @@
 #include "core/parallel.hpp"
 
 using namespace minerua;
+using check::random_floats;
 
 namespace {
-
-std::vector<float> random_floats(std::size_t count, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 /// The definition, element by element.
 std::vector<float> merged(const std::vector<std::vector<float>>& experts, const std::vector<float>& base,

@@ -2,7 +2,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -14,16 +13,9 @@
 #include "isa/loops.hpp"
 
 using namespace minerua;
+using check::random_floats;
 
 namespace {
-
-std::vector<float> random_floats(std::size_t count, unsigned seed, float scale = 1.0f) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = scale * normal(generator);
-  return values;
-}
 
 std::vector<float> mutated(const std::vector<float>& matrices, std::size_t batch, std::size_t m, std::size_t n,
                            const std::vector<float>& w) {
