@@ -240,25 +240,102 @@ class MergeInputs:
     activations: Callable[[Mapping[str, np.ndarray], int], Mapping[str, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class MergeMethodSpec:
-    """A named way to merge the task vectors of several experts.
+@dataclass(frozen=True, eq=False)
+class MergeTensors:
+    """One tensor of all models: what a merge method with `uses="tensors"` is given.
 
     Args:
-        name: Lower case, words joined by `-`; unique among all merge methods.
-        merge: What it takes depends on `uses`; it returns float32.
+        name: The merged tensor's name.
+        shape: Its extents; those of every source.
+        number: Its place among all merged tensors, from 0: what random masks are drawn by.
+        experts: K sources (`minerua.kernels.Source`), in the recipe's order.
+        base: The base's source, or `None`.
+        parameters: Parameter name → its value for this tensor; a tuple of K values where it is set per model.
+        semantics: `"mergekit"` or `"paper"`, where the two differ.
+        seed: Of everything random; below 2^64.
+        prepared: What the method's `prepare` returned; `None` without one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    number: int
+    experts: tuple[Any, ...]
+    base: Any | None
+    parameters: Mapping[str, Any]
+    semantics: Literal["mergekit", "paper"] = "mergekit"
+    seed: int = 0
+    prepared: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class MergeTile:
+    """A piece of one tensor of all models: what a merge method with `uses="tiles"` is given.
+
+    Args:
+        name: The tensor's name.
+        experts: K arrays of shape (n,), float32, in the recipe's order.
+        base: The base's array, like them; or `None`.
+        parameters: Parameter name → its value for this tensor; a tuple of K values where it is set per model.
+    """
+
+    name: str
+    experts: tuple[np.ndarray, ...]
+    base: np.ndarray | None
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MergeParameter:
+    """A setting that a merge method takes from a recipe.
+
+    Args:
+        name: As recipes write it, such as `"density"`.
+        kind: What values it takes.
+        per_model: Whether every expert has its own value; otherwise one holds for all.
+        default: Its value where a recipe is silent; `None` if a recipe must set it.
+        fewest: The smallest number that is taken; `None` without a limit.
+        most: The largest.
+    """
+
+    name: str
+    kind: Literal["number", "flag", "text"] = "number"
+    per_model: bool = False
+    default: float | bool | str | None = None
+    fewest: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
+class MergeMethodSpec:
+    """A named way to merge several experts.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all merge methods. Recipes may write `_` for `-`.
+        merge: What it takes depends on `uses`.
             `weights`: `merge(task_vectors, weights)`, one tensor at a time: K arrays of one shape (float32) and K
-                numbers; returns
-            the merged array.
+                numbers; returns the merged task vector, float32.
             `grams`: `merge(task_vectors, weights, grams)`, the same with K Gram matrices XᵀX (n × n, of the inputs that
-                reach the
-            layer in each expert), or `None` for a tensor that has none, such as a bias.
+                reach the layer in each expert), or `None` for a tensor that has none, such as a bias.
             `model`: `merge(inputs, weights)`, the whole model at once: a `MergeInputs` and K numbers; returns tensor
-                name → merged
-            task vector for every tensor that changes.
-        uses: `weights`, `grams` or `model`: what the method has to know.
+                name → merged task vector, float32, for every tensor that changes.
+            `tiles`: `merge(tile)`, one piece of one tensor at a time: a `MergeTile`; returns the merged weights, shape
+                (n,). For methods that look at each element by itself: memory stays bounded whatever the tensor's size.
+            `tensors`: `merge(tensors, target)`, one tensor at a time: a `MergeTensors`, and a `minerua.kernels.Target`
+                that takes the merged weights; returns what the passes of `minerua.kernels` return, or `None`.
+        uses: `weights`, `grams`, `model`, `tiles` or `tensors`: what the method has to know.
+        parameters: What recipes can set; the first three kinds take their weights from the parameter `weight`.
+        base: Whether the experts need a common base. `ignored`: a base is one expert like the others.
+        fewest: How many experts it takes at least; the base is not counted.
+        most: How many at most; `None` without a limit.
+        prepare: `prepare(all_tensors)` looks at all tensors before the first is merged: a sequence of `MergeTensors`,
+            which it may go over more than once; for `tensors` only. What it returns arrives as `MergeTensors.prepared`.
     """
 
     name: str
     merge: Callable[..., Any]
-    uses: Literal["weights", "grams", "model"] = "weights"
+    uses: Literal["weights", "grams", "model", "tiles", "tensors"] = "weights"
+    parameters: tuple[MergeParameter, ...] = (MergeParameter("weight", per_model=True, default=1.0),)
+    base: Literal["required", "optional", "ignored"] = "required"
+    fewest: int = 1
+    most: int | None = None
+    prepare: Callable[[Sequence[MergeTensors]], Any] | None = None

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minerua.values import EvaluatorSpec, LossSpec, MergeMethodSpec, ModelSpec, OptimizerSpec, Skill, TensorSpec
+from minerua.values import (
+    EvaluatorSpec,
+    LossSpec,
+    MergeMethodSpec,
+    MergeParameter,
+    ModelSpec,
+    OptimizerSpec,
+    Skill,
+    TensorSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,10 @@ KINDS = (
     Kind("minerua_losses", "losses", "loss", LossSpec, ("call",)),
     Kind("minerua_evaluators", "evaluators", "evaluator", EvaluatorSpec, ("items", "evaluate"), ("inputs",)),
     Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations",)),
-    Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",)),
+    Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare",)),
 )
+
+_USES = ("weights", "grams", "model", "tiles", "tensors")
 
 
 def spec_faults(kind: Kind, spec: Any) -> list[str]:
@@ -67,8 +78,8 @@ def spec_faults(kind: Kind, spec: Any) -> list[str]:
         faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
     if isinstance(spec, Skill):
         faults += _port_faults(spec)
-    if isinstance(spec, MergeMethodSpec) and spec.uses not in ("weights", "grams", "model"):
-        faults.append(f"uses of {label} is {spec.uses!r}; expected 'weights', 'grams' or 'model'")
+    if isinstance(spec, MergeMethodSpec):
+        faults += _merge_method_faults(spec, label)
     return faults
 
 
@@ -76,6 +87,23 @@ def _name_faults(name: object) -> list[str]:
     if isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         return []
     return [f"name {name!r} is not lower-case words joined by '-'"]
+
+
+def _merge_method_faults(spec: MergeMethodSpec, label: str) -> list[str]:
+    choices = (("uses", _USES), ("base", ("required", "optional", "ignored")))
+    faults = [
+        f"{field} of {label} is {getattr(spec, field)!r}; expected one of {', '.join(map(repr, known))}"
+        for field, known in choices
+        if getattr(spec, field) not in known
+    ]
+    if spec.prepare is not None and spec.uses != "tensors":
+        faults.append(f"prepare of {label} is given, but uses is {spec.uses!r}; only methods with 'tensors' prepare")
+    parameters: Any = spec.parameters
+    if not isinstance(parameters, tuple) or not all(isinstance(one, MergeParameter) for one in parameters):
+        return [*faults, f"parameters of {label} are {parameters!r}; expected a tuple of MergeParameter"]
+    names = [parameter.name for parameter in parameters]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [*faults, *(f"parameter {name!r} of {label} is given twice" for name in repeated)]
 
 
 def _port_faults(skill: Skill) -> list[str]:

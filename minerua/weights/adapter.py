@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 
 from minerua.errors import CheckpointError
-from minerua.weights.checkpoint import Checkpoint, find_non_finite, open_checkpoint
+from minerua.values import TensorSpec
+from minerua.weights.checkpoint import find_non_finite, open_checkpoint
 from minerua.weights.header import capped, parse_object, shown
 
 CONFIG_NAME = "adapter_config.json"
@@ -61,6 +62,18 @@ _FOREIGN_KEYS: Mapping[str, str] = MappingProxyType(
         "modules_to_save": "whole saved modules are not supported",
     }
 )
+
+
+class Weights(Protocol):
+    """What an adapter is fitted to: anything that knows its tensors' shapes, such as a `Checkpoint`."""
+
+    @property
+    def path(self) -> Path:
+        """Where it comes from, for messages."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Tensor name → its spec."""
 
 
 class Factors(NamedTuple):
@@ -129,7 +142,7 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / CONFIG_NAME).is_file()
 
 
-def open_adapter(folder: str | Path, base: Checkpoint) -> Adapter:
+def open_adapter(folder: str | Path, base: Weights | None) -> Adapter:
     r"""Opens a LoRA adapter in PEFT's layout and fits it to its base.
 
     A module's rank is `r`, its alpha `lora_alpha`, unless a key of `rank_pattern` or `alpha_pattern` matches its
@@ -144,7 +157,8 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> Adapter:
         folder: Holds `adapter_config.json` and `adapter_model.safetensors`, whose keys are `<module
             path>.lora_A.weight` (r × n) and `.lora_B.weight` (m × r) in float32, float16 or bfloat16, with or without
             `base_model.model.` before and an adapter's name (`.default`) after `lora_A`.
-        base: The checkpoint that the adapter changes; holds `<module path>.weight` for each module.
+        base: The weights that the adapter changes; hold `<module path>.weight` for each module. `None`: whatever base
+            it is, it stores all weights as `fan_in_fan_out` says.
 
     Returns:
         The adapter; its factors are read into memory.
@@ -313,7 +327,7 @@ def _foreign(name: str) -> str:
 
 
 def _fitted(
-    pair: _Pair, config: Mapping[str, Any], base: Checkpoint, *, is_mixed: bool
+    pair: _Pair, config: Mapping[str, Any], base: Weights | None, *, is_mixed: bool
 ) -> tuple[Factors | None, list[str]]:
     """Returns a module's factors with the scaling folded in, or what keeps them from fitting the base."""
     name, down, up = f"{pair.module}.weight", pair.down, pair.up
@@ -321,10 +335,10 @@ def _fitted(
     shapes = f"lora_A is {list(down.shape)}, lora_B is {list(up.shape)}"
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
         return None, [f"{place}: {shapes}; expected (r, n) and (m, r)"]
-    if name not in base.specs:
+    if base is not None and name not in base.specs:
         return None, [f"{place}: the base {base.path} has no tensor {shown(name)}{_near(name, base)}"]
     ways = _ways(pair, config, base)
-    if not ways:
+    if base is not None and not ways:
         return None, [f"{place}: {shapes}; their product does not fit the base's {list(base.specs[name].shape)}"]
     if is_mixed and len(ways) > 1:
         reason = "square, and other modules contradict fan_in_fan_out: nothing says whether it is stored transposed"
@@ -348,7 +362,7 @@ def _usable(config: Mapping[str, Any], patterns: str, default: str, module: str,
     return value if is_valid(value) else None
 
 
-def _near(name: str, base: Checkpoint) -> str:
+def _near(name: str, base: Weights) -> str:
     """Says which tensor may be meant: models are saved with or without the name of their trunk."""
     tail = name.partition(".")[2]
     for other in base.specs:
@@ -357,8 +371,10 @@ def _near(name: str, base: Checkpoint) -> str:
     return ""
 
 
-def _ways(pair: _Pair, config: Mapping[str, Any], base: Checkpoint) -> list[bool]:
+def _ways(pair: _Pair, config: Mapping[str, Any], base: Weights | None) -> list[bool]:
     """Returns whether the base stores the weight as (inputs, outputs): what fits, the configured answer first."""
+    if base is None:
+        return [bool(config.get("fan_in_fan_out"))]
     spec = base.specs.get(f"{pair.module}.weight")
     if spec is None or pair.up.ndim != 2 or pair.down.ndim != 2:
         return []

@@ -38,10 +38,11 @@ _INDEX_SUFFIX = ".safetensors.index.json"
 
 
 class _Extent(NamedTuple):
-    """Where a tensor's bytes lie: a map of the whole file, and the first byte in it."""
+    """Where a tensor's bytes lie: a map of the whole file, the first byte in it, and the file's number."""
 
     content: mmap.mmap
     begin: int
+    file: int
 
 
 class _Shard(NamedTuple):
@@ -120,12 +121,39 @@ class Checkpoint:
             (2, 2)
         """
         spec = self._spec(name)
-        content, begin = self._extents[name]
+        content, begin, _ = self._extents[name]
         dtype = DTYPES[CODES[spec.dtype]]
         flat = np.frombuffer(content, dtype, count=nbytes(spec) // dtype.itemsize, offset=begin)
         array = np.require(flat, requirements="A").reshape(tuple(int(extent) for extent in spec.shape))
         array.flags.writeable = False
         return array
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Returns where a tensor lies: the number of its file, by name, and its first byte in it.
+
+        Args:
+            name: One of `specs`.
+
+        Raises:
+            UnknownName: the checkpoint has no tensor of this name.
+        """
+        self._spec(name)
+        return self._extents[name].file, self._extents[name].begin
+
+    def read_ahead(self, name: str) -> None:
+        """Asks the system to fetch a tensor's bytes from the disk before they are looked at; returns at once.
+
+        Args:
+            name: One of `specs`.
+
+        Raises:
+            UnknownName: the checkpoint has no tensor of this name.
+        """
+        spec = self._spec(name)
+        content, begin, _ = self._extents[name]
+        start = begin - begin % mmap.PAGESIZE
+        if nbytes(spec) and hasattr(content, "madvise"):
+            content.madvise(mmap.MADV_WILLNEED, start, begin + nbytes(spec) - start)
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:
@@ -134,7 +162,7 @@ class Checkpoint:
 
     def _blocks(self, name: str) -> Iterator[memoryview]:
         """Yields a tensor's bytes in order, a block at a time."""
-        content, begin = self._extents[name]
+        content, begin, _ = self._extents[name]
         end = begin + nbytes(self.specs[name])
         with memoryview(content) as view:
             for start in range(begin, end, _BLOCK_BYTES):
@@ -401,12 +429,12 @@ def _joined(path: Path, shards: Iterable[_Shard]) -> Checkpoint:
     specs: dict[str, TensorSpec] = {}
     extents: dict[str, _Extent] = {}
     metadata: dict[str, str] = {}
-    for shard in shards:
+    for number, shard in enumerate(shards):
         metadata = {**shard.header.metadata, **metadata}
         for place in shard.header.places:
             specs[place.spec.name] = place.spec
             if shard.content is not None:  # always so here: a shard without content has faults
-                extents[place.spec.name] = _Extent(shard.content, shard.begin + place.begin)
+                extents[place.spec.name] = _Extent(shard.content, shard.begin + place.begin, number)
     ordered = {name: specs[name] for name in sorted(specs)}
     return Checkpoint(path, MappingProxyType(ordered), MappingProxyType(metadata), MappingProxyType(extents))
 
