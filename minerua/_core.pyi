@@ -7,7 +7,29 @@ from typing_extensions import Buffer
 
 compiler: str
 
+def combine(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    coefficients: Buffer,
+    target: tuple[str, Buffer | None, SupportsInt | SupportsIndex, SupportsInt | SupportsIndex],
+) -> list[int]: ...
+def gram(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    out: Buffer,
+) -> None: ...
 def instruction_set() -> str: ...
+def load(
+    source: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None],
+    begin: SupportsInt | SupportsIndex,
+    out: Buffer,
+) -> None: ...
 def merge(
     experts: Sequence[Buffer],
     expert_dtype: str,

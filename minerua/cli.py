@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,6 +140,21 @@ def _print_summary(summary: Summary, folder: Path, *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
+def _byte_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields what moves a bar of bytes on stderr; `None` where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
 def _progress_bar() -> Iterator[Progress | None]:
     """Yields what moves a progress bar on stderr; `None` where nobody watches."""
     if not sys.stderr.isatty():
@@ -153,6 +168,57 @@ def _progress_bar() -> Iterator[Progress | None]:
     with Progress(*columns, best, console=Console(stderr=True)) as bar:
         task = bar.add_task("evolving", total=None, best=0.0)
         yield lambda done, total, score: bar.update(task, completed=done, total=total, best=score)
+
+
+# ── merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SemanticsName(str, Enum):
+    """Whom `merge` follows where mergekit and a method's paper differ."""
+
+    mergekit = "mergekit"
+    paper = "paper"
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="What to merge and how, in mergekit's YAML.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder for the merged model; new or empty.")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights, such as 5GB or 500MB.")] = "5GB",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random masks.")] = 0,
+    semantics: Annotated[
+        SemanticsName | None,
+        typer.Option(help="Whom to follow where they differ; default: the recipe says."),
+    ] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Wait until the disk itself holds every byte.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merges models as a recipe says, tensor by tensor from disk to disk."""
+    from minerua.merge import merge_models, prepare_merge
+    from minerua.run.activations import open_activations
+
+    registry = load_registry()
+    prepared = prepare_merge(
+        recipe,
+        methods=registry.merge_methods,
+        shard_size=shard_size,
+        seed=seed,
+        semantics=None if semantics is None else semantics.value,
+        open_activations=lambda model, tasks: open_activations(model, tasks, registry=registry),
+    )
+    if not dry_run:
+        with _byte_bar("merging") as progress:
+            merge_models(prepared, out, sync=sync, progress=progress)
+    summary = prepared.summary()
+    if as_json:
+        print_json(summary)
+        return
+    print_table([(key.replace("_", " "), str(value)) for key, value in summary.items() if not isinstance(value, list)])
+    for note in summary["notes"]:
+        typer.echo(f"note: {note}")
+    typer.echo("nothing was written" if dry_run else f"The merged model: {out}")
 
 
 # ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -247,7 +247,7 @@ class MergeTensors:
     Args:
         name: The merged tensor's name.
         shape: Its extents; those of every source.
-        number: Its place among all merged tensors, from 0: what random masks are drawn by.
+        number: What its random masks are drawn by: 32 bits of the digest of its name.
         experts: K sources (`minerua.kernels.Source`), in the recipe's order.
         base: The base's source, or `None`.
         parameters: Parameter name → its value for this tensor; a tuple of K values where it is set per model.
@@ -329,6 +329,9 @@ class MergeMethodSpec:
         most: How many at most; `None` without a limit.
         prepare: `prepare(all_tensors)` looks at all tensors before the first is merged: a sequence of `MergeTensors`,
             which it may go over more than once; for `tensors` only. What it returns arrives as `MergeTensors.prepared`.
+        check: `check(parameters)` says what is wrong with the parameters of a tensor together, as a sentence, or
+            returns `None`; called for every tensor before anything is read.
+        whole: Whether `merge` holds whole tensors in memory, for `tensors`; the estimate of memory counts them then.
     """
 
     name: str
@@ -339,3 +342,5 @@ class MergeMethodSpec:
     fewest: int = 1
     most: int | None = None
     prepare: Callable[[Sequence[MergeTensors]], Any] | None = None
+    check: Callable[[Mapping[str, Any]], str | None] | None = None
+    whole: bool = False

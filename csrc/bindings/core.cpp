@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "bindings/buffers.hpp"
+#include "bindings/passes.hpp"
 #include "core/error.hpp"
 #include "core/merge.hpp"
 #include "core/parallel.hpp"
@@ -16,31 +18,9 @@ namespace py = pybind11;
 
 namespace {
 
-minerua::DType dtype_named(const std::string& name) {
-  if (name == "float32") return minerua::DType::float32;
-  if (name == "float16") return minerua::DType::float16;
-  MINERUA_EXPECTS(name == "bfloat16", "dtype " << name << " is not one of float32, float16, bfloat16");
-  return minerua::DType::bfloat16;
-}
-
-py::buffer_info contiguous(const py::buffer& buffer, std::size_t item_bytes, bool writable) {
-  py::buffer_info taken = buffer.request(writable);
-  MINERUA_EXPECTS(static_cast<std::size_t>(taken.itemsize) == item_bytes,
-                  "an array has items of " << taken.itemsize << " bytes, its dtype needs " << item_bytes);
-  py::ssize_t expected = taken.itemsize;
-  for (py::ssize_t axis = taken.ndim; axis-- > 0; expected *= taken.shape[axis])
-    MINERUA_EXPECTS(taken.size == 0 || taken.shape[axis] == 1 || taken.strides[axis] == expected,
-                    "an array is not contiguous in row-major order");
-  return taken;
-}
-
-py::buffer_info floats(const py::buffer& buffer, py::ssize_t dimensions, bool writable) {
-  py::buffer_info taken = contiguous(buffer, sizeof(float), writable);
-  MINERUA_EXPECTS(taken.ndim == dimensions && taken.format == py::format_descriptor<float>::format(),
-                  "an array has " << taken.ndim << " dimensions and format " << taken.format << ", must have "
-                                  << dimensions << " and float32");
-  return taken;
-}
+using minerua::bindings::contiguous;
+using minerua::bindings::dtype_named;
+using minerua::bindings::floats;
 
 minerua::ConstTensorView const_view(const py::buffer_info& taken, minerua::DType dtype) {
   return {taken.ptr, dtype, static_cast<std::size_t>(taken.size)};
@@ -94,6 +74,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def("merge", &merge, py::arg("experts"), py::arg("expert_dtype"), py::arg("base"), py::arg("base_dtype"),
              py::arg("coefficients"), py::arg("out"), py::arg("out_dtype"),
              "Fills `out` with the children; 16-bit arrays come as any 2-byte type, named by their dtype.");
+  minerua::bindings::define_passes(module);
   module.def("svd_mutation", &svd_mutation, py::arg("matrices"), py::arg("multipliers"), py::arg("out"),
              "Fills `out` with the matrices whose singular values were multiplied.");
   module.def("set_num_threads", &minerua::set_num_threads, py::arg("count"), "Sets the threads of one operation.");

@@ -1,5 +1,6 @@
 /// @file error.hpp
-/// What the core throws. Nothing else leaves it, except std::bad_alloc and what a caller's own function throws.
+/// What the core throws. Nothing else leaves it, except std::bad_alloc, std::system_error where a file cannot be written, and
+/// what a caller's own function throws.
 #pragma once
 
 #include <sstream>

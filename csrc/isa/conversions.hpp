@@ -25,6 +25,19 @@ constexpr std::size_t lanes = 16;
 typedef std::uint32_t Words __attribute__((vector_size(native_bytes)));
 typedef std::uint16_t Halves __attribute__((vector_size(native_bytes / 2)));
 
+/// As many halves as there are words in a native vector, each in a word of its own. GCC 12 would load them twice.
+inline Words widened_halves(const std::uint16_t* source) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#else
+  Halves halves;
+  __builtin_memcpy(&halves, source, sizeof halves);
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+
 /// The upper halves of sixteen words, in order.
 inline void store_upper(const Words (&words)[Floats::parts], std::uint16_t* target) {
 #if defined(__AVX512F__)
@@ -63,11 +76,8 @@ struct Conversion<DType::bfloat16> {
   static inline Floats load(const std::uint16_t* source) {
     Floats group;
 #pragma GCC unroll 16
-    for (std::size_t i = 0; i < Floats::parts; ++i) {
-      Halves halves;
-      __builtin_memcpy(&halves, source + i * Floats::width, sizeof halves);
-      group.part[i] = (Floats::Native)(__builtin_convertvector(halves, Words) << 16);
-    }
+    for (std::size_t i = 0; i < Floats::parts; ++i)
+      group.part[i] = (Floats::Native)(widened_halves(source + i * Floats::width) << 16);
     return group;
   }
 

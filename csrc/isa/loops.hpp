@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "core/dtype.hpp"
 
@@ -23,18 +24,105 @@ struct Sums {
   std::size_t count;
 };
 
+/// How many keys were above a range, and how many within it.
+struct KeyCounts {
+  std::size_t above, inside;
+};
+
+/// Which random words: those of one model and tensor under a seed.
+struct RandomStream {
+  std::uint64_t seed;
+  std::uint32_t model, tensor;
+};
+
+/// The largest of a tile: those with a key above `key`, and below index `cut` also those with this very key. Key -1
+/// takes all, key 2^31 - 1 with cut 0 takes none.
+struct KeyLimit {
+  std::int32_t key, cut;
+};
+
+/// Where the probability of keeping an element comes from.
+enum class RandomKind { none, even, ranked };
+
+/// What decides which elements of a tile are kept: those among `top`, not among `but`, and drawn.
+struct MaskedTile {
+  bool has_limits;
+  KeyLimit top, but;
+  RandomKind kind;
+  /// Words of all elements, for both kinds; the limit that they must be below, for `even`.
+  const std::uint32_t* words;
+  std::uint32_t limit;
+  /// One per element, for `ranked`.
+  const float* probabilities;
+  /// Divide what is kept by its probability: `probability`, or, for `ranked`, its own.
+  bool inverse;
+  float probability;
+};
+
+/// What `write_masked` sums: kept parts with their factors; votes and shares may be null.
+struct MaskedSums {
+  const float* base;
+  const float* terms;
+  std::size_t stride, count_of_terms;
+  const float *factors, *votes, *shares;
+  float scale;
+  std::size_t count;
+};
+
 /// Loops of one instruction set. All pointers are borrowed; nothing here allocates, throws or keeps state.
 struct Loops {
   /// What `diagnose` shows: "baseline", "avx2" or "avx512".
   const char* name;
 
   /// terms[i] = float(source[i]) - base[i], or float(source[i]) without a base (null); indexed by DType. `terms` is filled
-  /// with zeros up to the next multiple of 16.
+  /// with zeros up to the next multiple of 16. `source` may be `terms`.
   void (*read_terms[dtype_count])(const void* source, const float* base, float* terms, std::size_t count);
+
+  /// The same, and returns how many of the source's numbers are not finite.
+  std::size_t (*read_terms_counted[dtype_count])(const void* source, const float* base, float* terms, std::size_t count);
+
+  /// values[i] = float(source[i]): `count` floats and no more.
+  void (*read_values[dtype_count])(const void* source, float* values, std::size_t count);
+
+  /// How many of `count` stored numbers are not finite; indexed by DType.
+  std::size_t (*count_not_finite[dtype_count])(const void* values, std::size_t count);
+
+  /// values[i] += left[r] * right[r * stride + i], one r after another.
+  void (*add_products)(float* values, const float* left, std::size_t rank, const float* right, std::size_t stride,
+                       std::size_t count);
+
+  /// sums[k * terms_count + l] += Σ_i terms[k * stride + i] · terms[l * stride + i] for k <= l, in double precision. Terms
+  /// are zero up to the next multiple of 16.
+  void (*add_inner_products)(const float* terms, std::size_t stride, std::size_t terms_count, std::size_t count,
+                             double* sums);
+
+  /// Copies like memcpy, without filling the caches where the machine can. Needs a fence before another thread looks.
+  void (*copy_past_caches)(void* to, const void* from, std::size_t bytes);
 
   /// Sums every child and rounds it once to nearest even, child p to `out` + p * out_stride elements; indexed by DType.
   /// Writes `count` elements per child and no more.
   void (*write_children[dtype_count])(const Sums& given, void* out, std::size_t out_stride);
+
+  /// Counts the keys (31 bits of a magnitude) above `high`, and stores those in [low, high], in order, in `inside`, which
+  /// has room for `count` and 16 more.
+  KeyCounts (*sort_out_keys)(const float* terms, std::size_t count, std::int32_t low, std::int32_t high,
+                             std::uint32_t* inside);
+
+  /// How many keys are exactly this one.
+  std::size_t (*count_equal_keys)(const float* terms, std::size_t count, std::int32_t key);
+
+  /// Random words of the elements of blocks of 64: element 64 b + 16 w + i takes word w of the counter 16 b + i.
+  void (*random_words)(const RandomStream& stream, std::uint64_t first_block, std::size_t blocks, std::uint32_t* words);
+
+  /// Makes zero of what is not kept. Works on whole groups of 16: inputs must be readable and terms writable up to there.
+  void (*mask_terms)(const MaskedTile& given, float* terms, std::size_t count);
+
+  /// Σ |terms[i]| in double precision; terms are zero up to the next multiple of 16.
+  double (*sum_magnitudes)(const float* terms, std::size_t count);
+
+  /// base + scale · Σ_k factors[k] · terms[k] ÷ divisor, as `merge_masked` in core/masked.hpp defines it, rounded once.
+  /// Works on whole groups of 16 and writes `count` elements; indexed by DType.
+  void (*write_masked[dtype_count])(const MaskedSums& given, void* out);
 
   /// C (rows × columns) = A B with A given by two strides: A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_depth + j],
   /// C(i, j) = c[i * c_row + j]. Sums run in the order of k. `rows` and `columns` are multiples of 8.

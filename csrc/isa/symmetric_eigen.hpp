@@ -22,13 +22,6 @@ constexpr int max_sweeps = 60;
 
 inline Doubles eight(const double* values, std::size_t i) { return Doubles::load(values + i); }
 
-/// The written order of every sum of eight lanes.
-inline double sum_of(const Doubles& lanes) {
-  const double even = (lanes.lane(0) + lanes.lane(4)) + (lanes.lane(2) + lanes.lane(6));
-  const double odd = (lanes.lane(1) + lanes.lane(5)) + (lanes.lane(3) + lanes.lane(7));
-  return even + odd;
-}
-
 /// Σ x[i] y[i] over `count` elements rounded up to eight; both must be zero, or their products harmless, beyond `count`.
 inline double dot(const double* x, const double* y, std::size_t count) {
   Doubles even = {}, odd = {};

@@ -2,10 +2,17 @@
 /// Fills the table of loops of one instruction set. The including file defines MINERUA_ISA_NAME first.
 #pragma once
 
+#include "isa/key_loops.hpp"
 #include "isa/loops.hpp"
+#include "isa/mask_loops.hpp"
 #include "isa/matrix_product.hpp"
 #include "isa/merge_loops.hpp"
+#include "isa/pass_loops.hpp"
+#include "isa/philox.hpp"
 #include "isa/symmetric_eigen.hpp"
+
+/// One entry per element type.
+#define MINERUA_OF_DTYPES(loop) {loop<DType::float32>, loop<DType::float16>, loop<DType::bfloat16>}
 
 #define MINERUA_TEXT_OF(name) #name
 #define MINERUA_TEXT(name) MINERUA_TEXT_OF(name)
@@ -14,8 +21,20 @@ namespace minerua::isa {
 
 const Loops MINERUA_ISA_NAME = {
     MINERUA_TEXT(MINERUA_ISA_NAME),
-    {read_terms<DType::float32>, read_terms<DType::float16>, read_terms<DType::bfloat16>},
-    {write_children<DType::float32>, write_children<DType::float16>, write_children<DType::bfloat16>},
+    MINERUA_OF_DTYPES(read_terms),
+    MINERUA_OF_DTYPES(read_terms_counted),
+    MINERUA_OF_DTYPES(read_values),
+    MINERUA_OF_DTYPES(count_not_finite),
+    add_products,
+    add_inner_products,
+    copy_past_caches,
+    MINERUA_OF_DTYPES(write_children),
+    sort_out_keys,
+    count_equal_keys,
+    random_words,
+    mask_terms,
+    sum_magnitudes,
+    MINERUA_OF_DTYPES(write_masked),
     multiply,
     eigen,
 };

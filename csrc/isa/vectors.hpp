@@ -74,5 +74,12 @@ struct Group {
 using Doubles = Group<double, 8>;
 using Floats = Group<float, 16>;
 
+/// The written order of every sum of eight lanes.
+inline double sum_of(const Doubles& lanes) {
+  const double even = (lanes.lane(0) + lanes.lane(4)) + (lanes.lane(2) + lanes.lane(6));
+  const double odd = (lanes.lane(1) + lanes.lane(5)) + (lanes.lane(3) + lanes.lane(7));
+  return even + odd;
+}
+
 }  // namespace
 }  // namespace minerua::isa

@@ -53,10 +53,10 @@ def merge(
     """Returns the children, as `reference.merge` does, bit for bit."""
     children = np.empty((len(coefficients), *experts[0].shape), out_dtype)
     base_dtype = out_dtype.name if base is None else base.dtype.name
-    bits = [_exported(expert) for expert in experts]
-    start = None if base is None else _exported(base)
+    bits = [exported(expert) for expert in experts]
+    start = None if base is None else exported(base)
     require_core().merge(
-        bits, experts[0].dtype.name, start, base_dtype, coefficients, _exported(children), out_dtype.name
+        bits, experts[0].dtype.name, start, base_dtype, coefficients, exported(children), out_dtype.name
     )
     return children
 
@@ -75,6 +75,6 @@ def svd_mutation(matrices: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     return out
 
 
-def _exported(array: np.ndarray) -> np.ndarray:
+def exported(array: np.ndarray) -> np.ndarray:
     """Returns a view that the buffer protocol can carry: it knows no bfloat16."""
     return array.view(np.uint16) if array.dtype.itemsize == 2 else array

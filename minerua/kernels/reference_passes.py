@@ -21,7 +21,7 @@ def load(source: Source, begin: int, end: int) -> np.ndarray:
 
     The factors' products are added one after another in the order of r, to the stored element.
     """
-    columns = source.shape[-1] if source.shape else 1
+    columns = max(1, source.shape[-1]) if source.shape else 1
     first, last = begin // columns, -(-end // columns)
     if source.rows is not None:
         picked = source.rows[first:last]
@@ -95,13 +95,11 @@ def histogram(sources: Sequence[Source], *, base: Source | None, prefixes: Seque
         Without prefixes shape (K, 32768): how many numbers have each upper part, key >> 16. With prefixes shape
         (K, 65536): how many of the numbers with that upper part have each lower part, key & 0xffff. int64.
     """
-    counts = []
-    for k, term in enumerate(_terms(sources, base)):
-        keys = keys_of(term)
-        if prefixes is not None:
-            keys = keys[keys >> 16 == prefixes[k]]
-        counts.append(np.bincount(keys >> 16 if prefixes is None else keys & 0xFFFF, minlength=32768 if prefixes is None else 65536))
-    return np.stack(counts).astype(np.int64)
+    every = [keys_of(term) for term in _terms(sources, base)]
+    if prefixes is None:
+        return np.stack([np.bincount(keys >> 16, minlength=32768) for keys in every])
+    below = [keys[keys >> 16 == prefix] & 0xFFFF for keys, prefix in zip(every, prefixes, strict=True)]
+    return np.stack([np.bincount(keys, minlength=65536) for keys in below])
 
 
 def count_equal(sources: Sequence[Source], *, base: Source | None, keys: Sequence[int]) -> np.ndarray:

@@ -6,6 +6,8 @@ memory is bounded whatever the model's size.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from minerua.values import MergeInputs, MergeMethodSpec, MergeTensors, MergeTile
 from minerua.weights.header import capped
 
 TILE_ELEMENTS = 1 << 18
-"""Elements that a method with `uses="tiles"` is given at once: with a few arrays of them the tile stays in the cache."""
+"""Elements that a method with `uses="tiles"` is given at once: a few arrays of them stay in the cache."""
 
 READ_AHEAD_BYTES = 1 << 28
 """How far reading runs ahead of merging."""
@@ -31,6 +33,9 @@ _MAX_FAULTS = 100
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and in all."""
+
+Activations = Callable[[Mapping[str, np.ndarray], int], Mapping[str, np.ndarray]]
+"""What `MergeInputs.activations` is: runs a model with these tensors on expert k's unlabelled inputs."""
 
 SourceOf = Callable[[ModelRef, str, Job], passes.Source]
 """Gives the source of a model's tensor for a job."""
@@ -57,7 +62,7 @@ class Work:
     source: SourceOf
     semantics: Literal["mergekit", "paper"]
     seed: int
-    activations: Callable[[Mapping[str, np.ndarray], int], Mapping[str, np.ndarray]] | None = None
+    activations: Activations | None = None
 
 
 def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: Progress | None = None) -> None:
@@ -75,7 +80,7 @@ def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: P
         OSError: The system refused to write.
     """
     faults: list[str] = []
-    whole = _WholeModel(work) if work.method.uses in ("grams", "model") else None
+    whole = WholeModel(work) if work.method.uses in ("grams", "model") else None
     prepared = work.method.prepare(_AllTensors(work)) if work.method.prepare else None
     total = sum(job.nbytes for job in work.jobs)
     done = 0
@@ -84,8 +89,8 @@ def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: P
         if job.kind == "copy":
             faults += _copy(work, job, goal)
         else:
-            counts = _merge(work, job, goal, prepared, whole)
-            faults += _number_faults(work, job, counts)
+            tensors = replace(_tensors(work, job), prepared=prepared)
+            faults += _number_faults(job, merge_one(work.method, tensors, goal, whole=whole))
         done += job.nbytes
         if progress is not None:
             progress(done, total)
@@ -93,29 +98,99 @@ def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: P
         raise CheckpointError("the models cannot be merged", capped(faults, limit=_MAX_FAULTS))
 
 
-def _merge(
-    work: Work, job: Job, target: passes.Target, prepared: Any, whole: _WholeModel | None
-) -> Sequence[int] | None:
-    """Merges one tensor; what a method raises is wrapped once, with its name and the tensor's."""
+def merge_faults(method: MergeMethodSpec, jobs: Sequence[Job]) -> list[str]:
+    """Returns what is wrong with the parameters of each tensor together, one sentence for all that share it.
+
+    Args:
+        method: Whose parameters they are.
+        jobs: The tensors.
+    """
+    if method.check is None:
+        return []
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        text = method.check(job.parameters) if job.kind == "merge" else None
+        if text is not None:
+            found.setdefault(text, []).append(job.name)
+    return [f"{text} (in {len(names)} tensors, the first is {names[0]!r})" for text, names in found.items()]
+
+
+def merge_one(
+    method: MergeMethodSpec, tensors: MergeTensors, target: passes.Target, *, whole: WholeModel | None = None
+) -> Sequence[int] | np.ndarray | None:
+    """Merges one tensor by a method of any kind.
+
+    Args:
+        method: How.
+        tensors: What.
+        target: Where the merged weights go.
+        whole: For methods that use activations.
+
+    Returns:
+        K + 2 counts of numbers that are not finite: of each expert, of the base, and of the result; or `None` where a
+        method does not count.
+
+    Raises:
+        BrokenPlugin: The method failed, or returned another shape; names it and the tensor.
+        OSError: The system refused to write.
+    """
     try:
-        if work.method.uses == "tensors":
-            return work.method.merge(replace(_tensors(work, job), prepared=prepared), target)
-        if work.method.uses == "tiles":
-            return _merge_tiles(work, job, target)
-        return _merge_task_vectors(work, job, target, whole)
+        if method.uses == "tensors":
+            return method.merge(tensors, target)
+        if method.uses == "tiles":
+            return _merge_tiles(method, tensors, target)
+        return _merge_task_vectors(method, tensors, target, whole)
     except (MineruaError, OSError):
         raise
     except Exception as error:
         raise BrokenPlugin(
-            f"merge method {work.method.name!r} failed at tensor {job.name!r}: {type(error).__name__}: {error}"
+            f"merge method {method.name!r} failed at tensor {tensors.name!r}: {type(error).__name__}: {error}"
         ) from error
+
+
+def merge_arrays(
+    method: MergeMethodSpec, task_vectors: Sequence[np.ndarray], *, name: str, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Merges one tensor's task vectors in memory, by a method that looks at nothing else.
+
+    Args:
+        method: With `uses` of `weights`, `tiles` or `tensors`, and without `prepare`.
+        task_vectors: K arrays of one shape, float32.
+        name: The tensor's name; random masks are drawn by it.
+        settings: Values of parameters; the rest have their defaults.
+
+    Returns:
+        The merged task vector, float32.
+
+    Raises:
+        BrokenPlugin: The method failed.
+
+    Example:
+        >>> from minerua.merge.means import mean
+        >>> spec = MergeMethodSpec("mean", mean)
+        >>> merge_arrays(spec, [np.float32([0, 2]), np.float32([4, 4])], name="w", settings={"weight": (1, 1)}).tolist()
+        [2.0, 3.0]
+    """
+    count, shape = len(task_vectors), task_vectors[0].shape
+    defaults = {p.name: (p.default,) * count if p.per_model else p.default for p in method.parameters}
+    merged = np.empty(shape, np.float32)
+    base = None if method.base == "ignored" else passes.Source(np.zeros(shape, np.float32))
+    sources = tuple(passes.Source(np.ascontiguousarray(vector, np.float32)) for vector in task_vectors)
+    tensors = MergeTensors(name, shape, number_of(name), sources, base, {**defaults, **settings})
+    merge_one(method, tensors, passes.Target(merged.dtype, merged))
+    return merged
+
+
+def number_of(name: str) -> int:
+    """Returns what a tensor's random masks are drawn by: 32 bits of its name's digest, whatever else is merged."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
 
 
 def _tensors(work: Work, job: Job) -> MergeTensors:
     return MergeTensors(
         name=job.name,
         shape=job.shape,
-        number=job.number,
+        number=number_of(job.name),
         experts=tuple(work.source(model, name, job) for model, name in job.experts),
         base=None if job.base is None else work.source(*job.base, job),
         parameters=job.parameters,
@@ -147,10 +222,9 @@ class _AllTensors(Sequence[MergeTensors]):
 # ── methods of the simpler kinds ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _merge_tiles(work: Work, job: Job, target: passes.Target) -> np.ndarray:
+def _merge_tiles(method: MergeMethodSpec, tensors: MergeTensors, target: passes.Target) -> np.ndarray:
     """Merges a tensor a piece at a time, pieces side by side; numpy lets go of the interpreter's lock."""
-    tensors = _tensors(work, job)
-    size = int(np.prod(job.shape))
+    size = math.prod(tensors.shape)
     counts = np.zeros(len(tensors.experts) + 2, np.int64)
 
     def merge_piece(begin: int) -> np.ndarray:
@@ -158,11 +232,10 @@ def _merge_tiles(work: Work, job: Job, target: passes.Target) -> np.ndarray:
         experts = tuple(passes.load(source, begin, end) for source in tensors.experts)
         base = None if tensors.base is None else passes.load(tensors.base, begin, end)
         with np.errstate(all="ignore"):  # what is not finite is counted, and reported by name
-            merged = np.asarray(work.method.merge(MergeTile(job.name, experts, base, job.parameters)))
-        _expect_shape(work, job, merged, (end - begin,))
+            merged = np.asarray(method.merge(MergeTile(tensors.name, experts, base, tensors.parameters)))
+        _expect_shape(method, tensors, merged, (end - begin,))
         target.write(begin, merged)
-        looked_at = [*experts, np.zeros(0) if base is None else base, _rounded(merged, target.dtype)]
-        return np.array([np.count_nonzero(~np.isfinite(array)) for array in looked_at], np.int64)
+        return _not_finite(experts, base, merged, target)
 
     with ThreadPoolExecutor(num_threads()) as pool:
         for found in pool.map(merge_piece, range(0, size, TILE_ELEMENTS)):
@@ -170,52 +243,49 @@ def _merge_tiles(work: Work, job: Job, target: passes.Target) -> np.ndarray:
     return counts
 
 
-def _merge_task_vectors(work: Work, job: Job, target: passes.Target, whole: _WholeModel | None) -> np.ndarray:
+def _merge_task_vectors(
+    method: MergeMethodSpec, tensors: MergeTensors, target: passes.Target, whole: WholeModel | None
+) -> np.ndarray:
     """Merges a tensor's task vectors as whole arrays, and adds the result to the base."""
-    tensors = _tensors(work, job)
-    base = _dense(tensors.base, job)
-    experts = [_dense(source, job) for source in tensors.experts]
+    experts = [dense(source, tensors.shape) for source in tensors.experts]
+    base = np.zeros(tensors.shape, np.float32) if tensors.base is None else dense(tensors.base, tensors.shape)
+    weights = list(tensors.parameters["weight"])
     with np.errstate(all="ignore"):
-        merged = _merged_task_vector(work, job, [expert - base for expert in experts], whole)
-        if merged is None:
-            merged = np.zeros(job.shape, np.float32)
-        _expect_shape(work, job, merged, job.shape)
-        result = base + np.asarray(merged, np.float32)
+        task_vectors = [np.asarray(expert - base) for expert in experts]  # numpy makes 0-d a number
+        if method.uses == "weights" or whole is None:
+            merged = method.merge(task_vectors, weights)
+        elif method.uses == "grams":
+            merged = method.merge(task_vectors, weights, whole.grams(tensors.name))
+        else:
+            merged = whole.merged(weights).get(tensors.name, np.zeros(tensors.shape, np.float32))
+        _expect_shape(method, tensors, np.asarray(merged), tensors.shape)
+        result = np.asarray(base + np.asarray(merged, np.float32))
     target.write(0, result)
-    looked_at = [*experts, base, _rounded(result, target.dtype)]
-    return np.array([np.count_nonzero(~np.isfinite(array)) for array in looked_at], np.int64)
+    return _not_finite(experts, base, result, target)
 
 
-def _merged_task_vector(
-    work: Work, job: Job, task_vectors: list[np.ndarray], whole: _WholeModel | None
-) -> np.ndarray | None:
-    weights = list(job.parameters["weight"])
-    if whole is None:
-        return np.asarray(work.method.merge(task_vectors, weights))
-    if work.method.uses == "model":
-        return whole.merged(weights).get(job.name)
-    return np.asarray(work.method.merge(task_vectors, weights, whole.grams(job.name)))
+def dense(source: passes.Source, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a whole tensor in float32."""
+    return passes.load(source, 0, math.prod(shape)).reshape(shape)
 
 
-def _dense(source: passes.Source | None, job: Job) -> np.ndarray:
-    if source is None:
-        return np.zeros(job.shape, np.float32)
-    return passes.load(source, 0, source.size).reshape(job.shape)
-
-
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _not_finite(
+    experts: Sequence[np.ndarray], base: np.ndarray | None, merged: np.ndarray, target: passes.Target
+) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return values.astype(dtype).astype(np.float32)
+        rounded = merged.astype(target.dtype).astype(np.float32)
+    arrays = [*experts, np.zeros(0) if base is None else base, rounded]
+    return np.array([np.count_nonzero(~np.isfinite(array)) for array in arrays], np.int64)
 
 
-def _expect_shape(work: Work, job: Job, found: np.ndarray, shape: tuple[int, ...]) -> None:
+def _expect_shape(method: MergeMethodSpec, tensors: MergeTensors, found: np.ndarray, shape: tuple[int, ...]) -> None:
     if found.shape != shape:
         raise BrokenPlugin(
-            f"merge method {work.method.name!r} returned shape {list(found.shape)} for {list(shape)} of {job.name!r}"
+            f"merge method {method.name!r} returned shape {list(found.shape)} for {list(shape)} of {tensors.name!r}"
         )
 
 
-class _WholeModel:
+class WholeModel:
     """What methods that use activations look at; each part is made once, when it is first needed."""
 
     def __init__(self, work: Work) -> None:
@@ -256,7 +326,7 @@ class _WholeModel:
             holder = job.base if k is None or job.kind == "copy" else job.experts[k]
             model, name = holder or job.experts[0]
             stored = self._work.models[model].tensor(name)
-            arrays[job.name] = stored if job.kind == "copy" else _dense(self._work.source(model, name, job), job)
+            arrays[job.name] = stored if job.kind == "copy" else dense(self._work.source(model, name, job), job.shape)
         return arrays
 
 
@@ -277,19 +347,19 @@ def _copy(work: Work, job: Job, target: passes.Target) -> list[str]:
     ]
 
 
-def _number_faults(work: Work, job: Job, counts: Sequence[int] | None) -> list[str]:
-    """Says which numbers of a tensor were not finite, and which became so."""
-    if counts is None or not any(counts):
+def _number_faults(job: Job, counts: Sequence[int] | np.ndarray | None) -> list[str]:
+    """Says which numbers of a tensor were not finite, and which became so by rounding."""
+    if counts is None or not np.any(counts):
         return []
-    owners = [model for model, _ in job.experts] + ([job.base[0]] if job.base else [])
+    holders = [*job.experts, *([job.base] if job.base else [])]
     faults = [
         f"{model.text}: {count} numbers of tensor {name!r} are NaN or infinite"
-        for (model, name), count in zip([*job.experts, *([job.base] if job.base else [])], counts[:-1], strict=False)
+        for (model, name), count in zip(holders, counts, strict=False)
         if count
     ]
-    if counts[-1] and not faults:
+    if not faults:
         faults.append(f"tensor {job.name!r}: {counts[-1]} merged numbers are beyond {job.dtype}; ask for a wider dtype")
-    return faults if owners else []
+    return faults
 
 
 # ── reading ahead ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,17 +1,141 @@
 """minerua's own merge methods, which the registry finds through minerua's own entry point."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from minerua.errors import ConfigError
 from minerua.hookspecs import hookimpl
+from minerua.merge import averages, consensus, elementwise, sparse, spectral
 from minerua.merge.layer_match import match_layers
-from minerua.merge.means import mean, regmean, task_arithmetic
-from minerua.values import MergeMethodSpec
+from minerua.merge.means import mean, regmean
+from minerua.values import MergeMethodSpec, MergeParameter, MergeTensors
 
 
 @hookimpl
 def minerua_merge_methods() -> list[MergeMethodSpec]:
-    """Provides minerua's own merge methods."""
+    """Provides minerua's own merge methods: those of mergekit 0.1.5 by their names there, and more."""
     return [
         MergeMethodSpec("mean", mean),
-        MergeMethodSpec("task-arithmetic", task_arithmetic),
         MergeMethodSpec("regmean", regmean, uses="grams"),
         MergeMethodSpec("layer-match", match_layers, uses="model"),
+        *_averages(),
+        *_sparse(),
+        *_elementwise(),
+        *consensus.METHODS,
+        *spectral.METHODS,
     ]
+
+
+def refusing(fault: Callable[[MergeTensors], str | None]) -> Callable[[Sequence[MergeTensors]], None]:
+    """Returns a `prepare` that refuses parameters which a method cannot use, before anything is merged.
+
+    Args:
+        fault: Says what is wrong with the parameters of a tensor; `None` if nothing is.
+    """
+
+    def prepare(all_tensors: Sequence[MergeTensors]) -> None:
+        found: dict[str, list[str]] = {}
+        for tensors in all_tensors:
+            text = fault(tensors)
+            if text is not None:
+                found.setdefault(text, []).append(tensors.name)
+        if found:
+            faults = [f"{text} (in {len(names)} tensors, the first is {names[0]!r})" for text, names in found.items()]
+            raise ConfigError("the merge method cannot use these parameters", faults)
+
+    return prepare
+
+
+# ── the parameters, as recipes write them ────────────────────────────────────────────────────────────────────────────
+
+WEIGHT = MergeParameter("weight", per_model=True)
+DENSITY = MergeParameter("density", per_model=True, default=1.0, fewest=0.0, most=1.0)
+GAMMA = MergeParameter("gamma", per_model=True, default=0.01, fewest=0.0, most=1.0)
+RANK_EPSILON = MergeParameter("epsilon", per_model=True, default=0.15, fewest=0.0, most=0.5)
+CHANGE_EPSILON = MergeParameter("epsilon", default=1e-5, fewest=0.0)
+LAMBDA = MergeParameter("lambda", default=1.0)
+INT8_MASK = MergeParameter("int8_mask", kind="flag", default=False)
+"""Taken because recipes have it; it never changed a result, and here there is no mask to store."""
+
+
+def _flag(name: str, default: bool) -> MergeParameter:
+    return MergeParameter(name, kind="flag", default=default)
+
+
+def _averages() -> list[MergeMethodSpec]:
+    place = MergeParameter("t")
+    nuslerp = (WEIGHT, _flag("nuslerp_row_wise", False), _flag("nuslerp_flatten", True))
+    multislerp = (WEIGHT, _flag("normalize_weights", True), MergeParameter("eps", default=1e-8, fewest=0.0))
+    karcher = (MergeParameter("max_iter", default=10, fewest=0), MergeParameter("tol", default=1e-5, fewest=0.0))
+    scale = MergeParameter("scale", per_model=True, default=1.0)
+    weights_sum, whole_steps = refusing(averages.weights_fault), refusing(averages.steps_fault)
+    return [
+        _tensors("passthrough", averages.passthrough, (scale,), base="ignored", most=1),
+        _tensors("linear", averages.linear, (WEIGHT, _flag("normalize", True)), base="ignored", prepare=weights_sum),
+        _tensors("slerp", averages.slerp, (place,), most=1),
+        _tensors("nuslerp", averages.nuslerp, nuslerp, base="optional", fewest=2, most=2),
+        _tensors("multislerp", averages.multislerp, multislerp, base="optional", prepare=weights_sum),
+        _tensors("karcher", averages.karcher, karcher, base="ignored", prepare=whole_steps),
+        _tensors("model-stock", averages.model_stock, (_flag("filter_wise", False),), fewest=2),
+    ]
+
+
+def _sparse() -> list[MergeMethodSpec]:
+    ranks = refusing(sparse.ranks_fault)
+    return [
+        _thinned("task-arithmetic", sparse.task_arithmetic),
+        _thinned("ties", sparse.ties, normalize=True, prepare=sparse.prepare_ties),
+        _thinned("dare-linear", sparse.dare_linear, rescale=True),
+        _thinned("dare-ties", sparse.dare_ties, rescale=True),
+        _thinned("breadcrumbs", sparse.breadcrumbs, GAMMA),
+        _thinned("breadcrumbs-ties", sparse.breadcrumbs_ties, GAMMA),
+        _thinned("della-linear", sparse.della_linear, RANK_EPSILON, rescale=True, prepare=ranks),
+        _thinned("della", sparse.della, RANK_EPSILON, normalize=True, rescale=True, prepare=ranks),
+    ]
+
+
+def _elementwise() -> list[MergeMethodSpec]:
+    distance = MergeParameter("t", fewest=0.0)
+    extra = (MergeParameter("r", default=0.1), MergeParameter("alpha", default=0.2, fewest=0.0))
+    part = MergeParameter("select_topk", default=1.0, fewest=0.0, most=1.0)
+    return [
+        MergeMethodSpec("nearswap", elementwise.nearswap, uses="tiles", parameters=(distance,), most=1),
+        MergeMethodSpec("ram", elementwise.ram, uses="tiles", parameters=(CHANGE_EPSILON,), fewest=0),
+        _tensors("ramplus-tl", elementwise.ramplus_tl, (CHANGE_EPSILON, *extra), fewest=0),
+        _tensors("sce", elementwise.sce, (part, INT8_MASK), fewest=0),
+        _tensors("arcee-fusion", elementwise.arcee_fusion, (), most=1),
+    ]
+
+
+# ── how a spec is put together ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tensors(
+    name: str,
+    merge: Callable[..., object],
+    parameters: tuple[MergeParameter, ...],
+    *,
+    base: Literal["required", "optional", "ignored"] = "required",
+    fewest: int = 1,
+    most: int | None = None,
+    prepare: Callable[[Sequence[MergeTensors]], object] | None = None,
+) -> MergeMethodSpec:
+    return MergeMethodSpec(
+        name, merge, uses="tensors", parameters=parameters, base=base, fewest=fewest, most=most, prepare=prepare
+    )
+
+
+def _thinned(
+    name: str,
+    merge: Callable[..., object],
+    *own: MergeParameter,
+    normalize: bool = False,
+    rescale: bool = False,
+    prepare: Callable[[Sequence[MergeTensors]], object] | None = None,
+) -> MergeMethodSpec:
+    """Returns the spec of a method that thins task vectors; all take the same parameters, and some of their own."""
+    flags = (_flag("normalize", normalize), _flag("rescale", rescale), INT8_MASK)
+    parameters = (WEIGHT, DENSITY, *own, LAMBDA, *flags)
+    return _tensors(name, merge, parameters, fewest=0, prepare=prepare)

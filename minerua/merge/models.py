@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
@@ -65,6 +65,24 @@ class Model:
         pair = self.factors.get(name)
         return Source(array) if pair is None else Source(array, left=pair.left, right=pair.right)
 
+    def with_adapter(self, text: str, adapter: tuple[str, str | None] | None) -> Model:
+        """Returns the model with an adapter applied to it.
+
+        Args:
+            text: What messages call the result.
+            adapter: Where the adapter is, and its revision; `None` for none.
+
+        Raises:
+            CheckpointError: The adapter cannot be used; lists all faults.
+        """
+        if adapter is None:
+            return replace(self, text=text)
+        where = locate(text, *adapter)
+        try:
+            return replace(self, text=text, factors=open_adapter(where, self).factors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{text} cannot be opened", error.faults or [error.message]) from error
+
     def place(self, name: str) -> tuple[int, int]:
         """Returns what orders tensors as they lie on the disk; the same for all where that is not known."""
         return (0, 0) if self._checkpoint is None else self._checkpoint.place(name)
@@ -75,14 +93,16 @@ class Model:
             self._checkpoint.read_ahead(name)
 
 
-def open_model(text: str, path: str, *, revision: str | None = None, adapter: str | None = None) -> Model:
+def open_model(
+    text: str, path: str, *, revision: str | None = None, adapter: tuple[str, str | None] | None = None
+) -> Model:
     """Opens a model by its headers.
 
     Args:
         text: What messages call it.
         path: A folder, a file, or the name of a repository in the local Hugging Face cache.
         revision: Of the repository; default `main`.
-        adapter: A folder with a LoRA adapter in PEFT's layout, or a repository's name, or `None`.
+        adapter: Where a LoRA adapter in PEFT's layout is, a folder or a repository, and its revision; or `None`.
 
     Raises:
         CheckpointError: The weights, the adapter or the configuration cannot be used; lists all faults.
@@ -93,19 +113,28 @@ def open_model(text: str, path: str, *, revision: str | None = None, adapter: st
         minerua.errors.CheckpointError: coder cannot be opened
           - nowhere is neither a file nor a folder, nor in the local cache; if it is a repository: hf download nowhere
     """
-    faults: list[str] = []
-    place = _located(path, revision, faults)
-    where = None if adapter is None else _located(adapter, None, faults)
-    if place is None or faults:
-        raise CheckpointError(f"{text} cannot be opened", faults)
+    place = locate(text, path, revision)
     try:
         model = _from_pickles(text, place) if _is_pickled(place) else _from_safetensors(text, place)
-        if where is None:
-            return model
-        factors = open_adapter(where, model).factors
     except CheckpointError as error:
         raise CheckpointError(f"{text} cannot be opened", error.faults or [error.message]) from error
-    return Model(text, model.path, model.specs, model.config, factors, model._tensor, model._checkpoint)
+    return model.with_adapter(text, adapter)
+
+
+def promised_model(text: str, specs: Mapping[str, TensorSpec], config: Mapping[str, Any], folder: Path) -> Model:
+    """Returns a model that does not exist yet, for plans.
+
+    Args:
+        text: What messages call it.
+        specs: Tensor name → spec.
+        config: What its `config.json` will say.
+        folder: Where its tokenizer is to be found.
+    """
+    return Model(text, folder, specs, config, MappingProxyType({}), _absent)
+
+
+def _absent(name: str) -> np.ndarray:
+    raise RuntimeError(f"tensor {name!r} was looked at before it was merged")
 
 
 def in_memory(text: str, tensors: Mapping[str, Any]) -> Model:
@@ -135,17 +164,29 @@ def in_memory(text: str, tensors: Mapping[str, Any]) -> Model:
 # ── where it is ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _located(path: str, revision: str | None, faults: list[str]) -> Path | None:
-    """Returns the folder or file that a recipe means: a local path, or a snapshot in the local cache."""
+def locate(text: str, path: str, revision: str | None = None) -> Path:
+    """Returns the folder or file that a recipe means: a local path, or a snapshot in the local cache.
+
+    Args:
+        text: What messages call it.
+        path: As the recipe says.
+        revision: Of the repository; a local path has none.
+
+    Raises:
+        CheckpointError: It is nowhere.
+    """
     local = Path(path).expanduser()
-    if local.exists() and revision is None:
+    if revision is None and local.exists():
         return local
     snapshot = _snapshot(path, revision or "main")
     if snapshot is None:
         wanted = f" --revision {revision}" if revision else ""
-        faults.append(
-            f"{path} is neither a file nor a folder, nor in the local cache; if it is a repository: "
-            f"hf download {path}{wanted}"
+        raise CheckpointError(
+            f"{text} cannot be opened",
+            [
+                f"{path} is neither a file nor a folder, nor in the local cache; if it is a repository: "
+                f"hf download {path}{wanted}"
+            ],
         )
     return snapshot
 
@@ -225,7 +266,7 @@ def _load_pickle(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # noqa: BLE001: torch raises whatever its unpickler meets in a stranger's file
+    except Exception as error:  # noqa: BLE001 - torch raises whatever its unpickler meets in a stranger's file
         first = str(error).strip().splitlines() or [""]
         return {}, [f"{path.name} cannot be loaded by torch's weights-only loader: {type(error).__name__}: {first[0]}"]
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

@@ -46,7 +46,7 @@ KINDS = (
     Kind("minerua_losses", "losses", "loss", LossSpec, ("call",)),
     Kind("minerua_evaluators", "evaluators", "evaluator", EvaluatorSpec, ("items", "evaluate"), ("inputs",)),
     Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations",)),
-    Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare",)),
+    Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare", "check")),
 )
 
 _USES = ("weights", "grams", "model", "tiles", "tensors")

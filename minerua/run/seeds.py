@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minerua.errors import BrokenPlugin, ConfigError
+from minerua.errors import BrokenPlugin
+from minerua.merge.engine import merge_arrays
+from minerua.run.activations import activations_of
 from minerua.run.prepare import Prepared
 from minerua.values import Genome, MergeInputs, MergeMethodSpec
 from minerua.weights import Delta, Factors, Subspace, TaskVector, apply, dense
@@ -64,7 +66,7 @@ def _merges(prepared: Prepared) -> dict[str, TaskVector]:
 def _weightings(prepared: Prepared, method: MergeMethodSpec) -> dict[str, list[float]]:
     equal = [1.0] * len(prepared.experts)
     weightings = {method.name: equal}
-    if method.uses != "weights":
+    if method.uses in ("grams", "model"):
         for k, expert in enumerate(prepared.experts):
             weightings[f"{method.name}+{expert.name}"] = [*equal[:k], 2.0, *equal[k + 1 :]]
     return weightings
@@ -76,6 +78,7 @@ class _Models:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._vectors = [expert.task_vector for expert in prepared.experts]
+        self._activations = activations_of(prepared.model, prepared.tasks)
 
     def merge(self, method: MergeMethodSpec, weights: Sequence[float]) -> Mapping[str, Delta]:
         """Merges the experts; where all of them are low-rank, so is the merge."""
@@ -112,6 +115,8 @@ class _Models:
         deltas = [dense(vector.get(name, zero)) for vector in self._vectors]
         if method.uses == "weights":
             return method.merge(deltas, weights)
+        if method.uses in ("tiles", "tensors"):
+            return merge_arrays(method, deltas, name=name, settings={"weight": tuple(weights)})
         grams = [grams[name] for grams in self._grams if name in grams]
         return method.merge(deltas, weights, grams if len(grams) == len(deltas) else None)
 
@@ -132,12 +137,6 @@ class _Models:
         """XᵀX of the inputs that reach each layer of every expert on its own task's unlabelled search items."""
         seen = [self._activations(expert, k) for k, expert in enumerate(self._inputs.experts)]
         return [{name: x.T.astype(np.float64) @ x for name, x in layers.items()} for layers in seen]
-
-    def _activations(self, tensors: Mapping[str, np.ndarray], expert: int) -> Mapping[str, np.ndarray]:
-        model, task = self._prepared.model, self._prepared.tasks[expert]
-        if model.activations is None or task.evaluator.inputs is None:  # prepare() refuses such a run
-            raise ConfigError(f"model {model.name} and task {task.name} must give activations and inputs")
-        return model.activations(model.build(tensors), task.evaluator.inputs(task.ids["search"]))
 
 
 def _compress(delta: np.ndarray, spans: Sequence[np.ndarray]) -> Delta:

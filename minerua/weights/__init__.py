@@ -5,7 +5,7 @@ from minerua.weights.checkpoint import Checkpoint, compare, find_non_finite, ope
 from minerua.weights.materialise import Child, apply, materialise, read_genome, save_adapter, save_child
 from minerua.weights.subspace import Core, Mix, Subspace
 from minerua.weights.task_vector import Delta, Expert, TaskVector, dense, is_floating, open_expert
-from minerua.weights.writer import remove_partials, write_adapter, write_bytes, write_checkpoint
+from minerua.weights.writer import partial_folder, remove_partials, write_adapter, write_bytes, write_checkpoint
 
 __all__ = [
     "Adapter",
@@ -28,6 +28,7 @@ __all__ = [
     "open_adapter",
     "open_checkpoint",
     "open_expert",
+    "partial_folder",
     "read_genome",
     "remove_partials",
     "save_adapter",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
+import glob
 import itertools
 import json
 import os
@@ -164,7 +166,7 @@ def write_adapter(
     config = _adapter_config(factors, rank, alpha, targets, base_name=base_name, fan_in_fan_out=fan_in_fan_out)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
     tensors = _adapter_tensors(factors, alpha / rank, fan_in_fan_out=fan_in_fan_out)
-    with _partial_folder(folder, needed_bytes=len(text) + sum(array.nbytes for array in tensors.values())) as partial:
+    with partial_folder(folder, needed_bytes=len(text) + sum(array.nbytes for array in tensors.values())) as partial:
         write_bytes(partial / "adapter_config.json", text)
         write_checkpoint(partial / "adapter_model.safetensors", tensors, metadata=metadata)
 
@@ -378,22 +380,78 @@ class _Partial:
 
 
 @contextlib.contextmanager
-def _partial_folder(folder: Path, *, needed_bytes: int) -> Iterator[Path]:
-    """Makes a folder that takes its final name when it is complete, and disappears on any exception."""
+def partial_folder(folder: str | Path, *, needed_bytes: int, sync: bool = True) -> Iterator[Path]:
+    """Makes a folder that takes its final name when it is complete, and disappears on any exception.
+
+    What a killed process has left for the same folder is removed first; what a living one is at work on is not touched.
+
+    Args:
+        folder: Does not exist, or is empty; its parent exists.
+        needed_bytes: How much will be written into it; more than is free is refused at once.
+        sync: Whether the rename is on the disk when this returns; without it a power cut may take it back.
+
+    Yields:
+        The folder to write into, beside the final one.
+
+    Raises:
+        StorageError: The system refused, or the folder exists and is not empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with partial_folder(f"{parent}/merged", needed_bytes=2) as folder:
+        ...         write_bytes(folder / "config.json", b"{}")
+        ...     os.listdir(f"{parent}/merged")
+        ['config.json']
+    """
+    folder = Path(folder)
     temporary = _temporary_name(folder)
+    owner = -1
     try:
         _refuse_taken(folder)
+        _remove_abandoned(folder)
         _check_space(folder.parent, needed_bytes)
         temporary.mkdir()
+        owner = _own(temporary)
         yield temporary
-        _sync_folder(temporary)
+        if sync:
+            _sync_folder(temporary)
         os.rename(temporary, folder)
-        _sync_folder(folder.parent)
+        if sync:
+            _sync_folder(folder.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise _storage_error(folder, f"{needed_bytes} bytes cannot be written", error) from error
         raise
+    finally:
+        if owner >= 0:
+            os.close(owner)
+
+
+def _own(folder: Path) -> int:
+    """Locks a folder for as long as this process lives, so that others know that somebody is at work there."""
+    file = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+            os.close(file)
+            raise
+    return file
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the partial folders of this name whose owner is gone."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        if not _PARTIAL.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        try:
+            owner = _own(path)
+        except OSError:  # somebody is at work on it, or it is not ours to look at
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(owner)
 
 
 def _refuse_taken(folder: Path) -> None:

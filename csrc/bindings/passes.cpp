@@ -1,0 +1,162 @@
+// Passes over tensors: unpack, release the lock, call. Sources, masks and targets come as tuples, which minerua.kernels makes.
+#include "bindings/passes.hpp"
+
+#include <pybind11/stl.h>
+
+#include <cerrno>
+#include <deque>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <vector>
+
+#include "bindings/buffers.hpp"
+#include "core/combine.hpp"
+#include "core/error.hpp"
+#include "core/source.hpp"
+#include "core/target.hpp"
+
+namespace minerua::bindings {
+namespace {
+
+using OptionalBuffer = std::optional<py::buffer>;
+
+/// array, its dtype, columns, left, right, rows, extra.
+using SourceTuple =
+    std::tuple<py::buffer, std::string, std::size_t, OptionalBuffer, OptionalBuffer, OptionalBuffer, OptionalBuffer>;
+
+/// dtype, array (or file and offset).
+using TargetTuple = std::tuple<std::string, OptionalBuffer, int, std::int64_t>;
+
+/// Unpacks tuples, and keeps every buffer exported until the call is over.
+class Unpacked {
+ public:
+  Source source(const SourceTuple& given) {
+    const auto& [array, dtype, columns, left, right, rows, extra] = given;
+    const py::buffer_info& stored = keep(contiguous(array, size_of(dtype_named(dtype)), false));
+    Source source;
+    source.stored = {stored.ptr, dtype_named(dtype), static_cast<std::size_t>(stored.size)};
+    source.columns = columns;
+    source.size = source.stored.size;
+    if (rows) {
+      const py::buffer_info& picked = keep(contiguous(*rows, sizeof(std::int64_t), false));
+      source.rows = static_cast<const std::int64_t*>(picked.ptr);
+      source.size = static_cast<std::size_t>(picked.size) * columns;
+    }
+    if (left && right) set_factors(source, keep(floats(*left, 2, false)), keep(floats(*right, 2, false)));
+    if (extra) {
+      const py::buffer_info& added = keep(floats(*extra, 2, false));
+      expect_shape(added, static_cast<std::size_t>(added.shape[0]), columns, "extra rows");
+      source.extra = static_cast<const float*>(added.ptr);
+      source.extra_rows = static_cast<std::size_t>(added.shape[0]);
+    }
+    return source;
+  }
+
+  Sources sources(const std::vector<SourceTuple>& given) {
+    Sources all;
+    for (const SourceTuple& one : given) all.push_back(source(one));
+    return all;
+  }
+
+  std::optional<Source> base(const std::optional<SourceTuple>& given) {
+    return given ? std::optional(source(*given)) : std::nullopt;
+  }
+
+  Target target(const TargetTuple& given, const Sources& sources) {
+    const auto& [dtype, array, file, offset] = given;
+    Target target;
+    target.dtype = dtype_named(dtype);
+    target.size = sources.empty() ? 0 : sources[0].size;
+    target.file = file;
+    target.offset = offset;
+    if (!array) return target;
+    const py::buffer_info& memory = keep(contiguous(*array, size_of(target.dtype), true));
+    MINERUA_EXPECTS(static_cast<std::size_t>(memory.size) == target.size,
+                    "the target has " << memory.size << " elements, the sources have " << target.size);
+    // An array without elements may have no address; a target without an address would be a file.
+    target.memory = memory.ptr != nullptr ? memory.ptr : this;
+    return target;
+  }
+
+  const py::buffer_info& keep(py::buffer_info&& taken) { return held_.emplace_back(std::move(taken)); }
+
+ private:
+  static void expect_shape(const py::buffer_info& taken, std::size_t rows, std::size_t columns, const char* what) {
+    MINERUA_EXPECTS(static_cast<std::size_t>(taken.shape[0]) == rows && static_cast<std::size_t>(taken.shape[1]) == columns,
+                    what << " have shape (" << taken.shape[0] << ", " << taken.shape[1] << "), must have (" << rows
+                         << ", " << columns << ")");
+  }
+
+  static void set_factors(Source& source, const py::buffer_info& left, const py::buffer_info& right) {
+    source.rank = static_cast<std::size_t>(right.shape[0]);
+    expect_shape(left, source.columns > 0 ? source.size / source.columns : 0, source.rank, "left factors");
+    expect_shape(right, source.rank, source.columns, "right factors");
+    source.left = static_cast<const float*>(left.ptr);
+    source.right = static_cast<const float*>(right.ptr);
+  }
+
+  std::deque<py::buffer_info> held_;  // a deque: references to its items stay valid
+};
+
+const Source* pointer(const std::optional<Source>& base) { return base ? &*base : nullptr; }
+
+void load_values(const SourceTuple& given, std::size_t begin, const py::buffer& out) {
+  Unpacked unpacked;
+  const Source source = unpacked.source(given);
+  const py::buffer_info& values = unpacked.keep(floats(out, 1, true));
+  const py::gil_scoped_release unlocked;
+  load(source, begin, static_cast<std::size_t>(values.size), static_cast<float*>(values.ptr));
+}
+
+std::vector<std::int64_t> combine_sources(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
+                                          const py::buffer& coefficients, const TargetTuple& target) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  const py::buffer_info& weights = unpacked.keep(floats(coefficients, 2, false));
+  MINERUA_EXPECTS(static_cast<std::size_t>(weights.shape[1]) == sources.size(),
+                  "combine: " << weights.shape[1] << " coefficients for " << sources.size() << " sources");
+  const Target place = unpacked.target(target, sources);
+  std::vector<std::int64_t> counts(sources.size() + 2);
+  const py::gil_scoped_release unlocked;
+  combine(sources, pointer(start), static_cast<const float*>(weights.ptr), static_cast<std::size_t>(weights.shape[0]),
+          place, counts.data());
+  return counts;
+}
+
+void gram_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base, const py::buffer& out) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  const py::buffer_info& products = unpacked.keep(contiguous(out, sizeof(double), true));
+  const auto rows = static_cast<std::size_t>(products.shape[0]);
+  MINERUA_EXPECTS(static_cast<std::size_t>(products.size) == rows * sources.size() * sources.size(),
+                  "gram: " << products.size << " products for " << rows << " rows of " << sources.size() << " sources");
+  const py::gil_scoped_release unlocked;
+  gram(sources, pointer(start), rows, static_cast<double*>(products.ptr));
+}
+
+void translate_system_error(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+  }
+}
+
+}  // namespace
+
+void define_passes(py::module_& module) {
+  py::register_exception_translator(&translate_system_error);
+  module.def("load", &load_values, py::arg("source"), py::arg("begin"), py::arg("out"),
+             "Fills `out` with a source's elements from `begin` on.");
+  module.def("combine", &combine_sources, py::arg("sources"), py::arg("base"), py::arg("coefficients"),
+             py::arg("target"), "Writes weighted sums; returns counts of what is not finite.");
+  module.def("gram", &gram_of, py::arg("sources"), py::arg("base"), py::arg("out"),
+             "Fills `out`, float64, with inner products.");
+}
+
+}  // namespace minerua::bindings

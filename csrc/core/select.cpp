@@ -1,0 +1,257 @@
+#include "core/select.hpp"
+
+#include <cmath>
+#include <functional>
+#include <mutex>
+
+#include "core/chunks.hpp"
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "isa/loops.hpp"
+
+namespace minerua {
+namespace {
+
+/// Up to so many bins every strand has counters of its own (256 KiB a source); beyond, where only the few keys within a
+/// narrow range are counted, all strands share atomic ones.
+constexpr std::size_t own_bins = std::size_t{1} << 16, shared_bins = std::size_t{1} << 20;
+
+/// Numbers that one strand counts before its 32-bit counters could overflow.
+constexpr std::size_t emptied_after = std::size_t{1} << 31;
+
+using SharedBins = std::vector<std::atomic<std::uint32_t>>;
+
+/// The counters of one pass over all strands.
+struct Totals {
+  explicit Totals(const std::vector<KeyRange>& ranges_) : ranges(ranges_), histograms(ranges_.size()) {
+    for (std::size_t k = 0; k < ranges.size(); ++k) {
+      histograms[k].bins.resize(ranges[k].bins());
+      shared.emplace_back(is_shared(k) ? ranges[k].bins() : 0);
+    }
+  }
+
+  bool is_shared(std::size_t k) const { return ranges[k].bins() > own_bins; }
+
+  const std::vector<KeyRange>& ranges;
+  std::vector<KeyHistogram> histograms;
+  std::vector<SharedBins> shared;
+  std::mutex mutex;
+};
+
+/// The counters of one strand.
+class OwnCounts {
+ public:
+  explicit OwnCounts(Totals& totals) : totals_(totals), above_(totals.ranges.size()), bins_(totals.ranges.size()) {
+    for (std::size_t k = 0; k < bins_.size(); ++k) bins_[k].resize(totals.is_shared(k) ? 0 : totals.ranges[k].bins());
+  }
+
+  void add(std::size_t k, const isa::KeyCounts& counts, const std::uint32_t* keys) {
+    const KeyRange& range = totals_.ranges[k];
+    above_[k] += counts.above;
+    if (totals_.is_shared(k))
+      for (std::size_t i = 0; i < counts.inside; ++i)
+        totals_.shared[k][(keys[i] - range.low) >> range.shift].fetch_add(1, std::memory_order_relaxed);
+    else
+      for (std::size_t i = 0; i < counts.inside; ++i) ++bins_[k][(keys[i] - range.low) >> range.shift];
+  }
+
+  /// Adds everything to the totals and starts anew.
+  void empty() {
+    const std::lock_guard<std::mutex> lock(totals_.mutex);
+    for (std::size_t k = 0; k < bins_.size(); ++k) {
+      totals_.histograms[k].above += above_[k];
+      for (std::size_t bin = 0; bin < bins_[k].size(); ++bin) totals_.histograms[k].bins[bin] += bins_[k][bin];
+      std::fill(bins_[k].begin(), bins_[k].end(), 0);
+      above_[k] = 0;
+    }
+  }
+
+ private:
+  Totals& totals_;
+  std::vector<std::uint64_t> above_;
+  std::vector<std::vector<std::uint32_t>> bins_;
+};
+
+void count_chunk(const Span& span, const std::vector<KeyRange>& ranges, Tile& tile, std::uint32_t* keys,
+                 OwnCounts& counts) {
+  over_tiles(span, tile.capacity(), span.end, [&](std::size_t begin, std::size_t n) {
+    tile.read_base(begin, n);
+    for (std::size_t k = 0; k < ranges.size(); ++k) {
+      const auto low = static_cast<std::int32_t>(ranges[k].low), high = static_cast<std::int32_t>(ranges[k].high);
+      counts.add(k, isa::loops().sort_out_keys(tile.read_term(k, begin, n), n, low, high, keys), keys);
+    }
+  });
+}
+
+std::vector<KeyHistogram> count_all(const Sources& sources, const Source* base, const std::vector<KeyRange>& ranges) {
+  const RowChunks chunks(sources[0].size, sources[0].size);
+  Totals totals(ranges);
+  over_strands(chunks.count(), [&](Claims& claims) {
+    Tile tile(sources, base);
+    std::vector<std::uint32_t> keys(tile.capacity() + 16);
+    OwnCounts counts(totals);
+    std::size_t counted = 0;
+    for (std::size_t chunk; claims.next(chunk);) {
+      count_chunk(chunks.at(chunk), ranges, tile, keys.data(), counts);
+      counted += chunk_elements;
+      if (counted >= emptied_after) counts.empty(), counted = 0;
+    }
+    counts.empty();
+  });
+  for (std::size_t k = 0; k < ranges.size(); ++k)
+    for (std::size_t bin = 0; bin < totals.shared[k].size(); ++bin)
+      totals.histograms[k].bins[bin] = totals.shared[k][bin].load(std::memory_order_relaxed);
+  return std::move(totals.histograms);
+}
+
+// ── a sample ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// The sample: runs of neighbours (a cache line of 32-bit numbers), one at a random place of each of so many equal parts.
+constexpr std::size_t run_elements = 16, runs = 2048, sample_elements = runs * run_elements;
+
+/// Below this, two passes over what is in the cache cost less than a sample.
+constexpr std::size_t sampled_size = std::size_t{1} << 19;
+
+/// Source: Steele 2014, Fast splittable pseudorandom number generators, figure 17 (the finalizer).
+std::uint64_t scrambled(std::uint64_t x) {
+  x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+/// Keys of every source, sample_elements each.
+std::vector<std::vector<std::uint32_t>> sample_keys(const Sources& sources, const Source* base) {
+  std::vector<std::vector<std::uint32_t>> sample(sources.size(), std::vector<std::uint32_t>(sample_elements));
+  const std::size_t part = sources[0].size / runs;
+  constexpr std::size_t together = 64;
+  parallel_for(runs / together, [&](std::size_t group) {
+    Tile tile(sources, base);
+    for (std::size_t run = group * together; run < (group + 1) * together; ++run) {
+      const std::size_t begin = run * part + scrambled(run) % (part - run_elements + 1);
+      tile.read_base(begin, run_elements);
+      for (std::size_t k = 0; k < sources.size(); ++k)
+        isa::loops().sort_out_keys(tile.read_term(k, begin, run_elements), run_elements, 0,
+                                   static_cast<std::int32_t>(key_limit), sample[k].data() + run * run_elements);
+    }
+  });
+  return sample;
+}
+
+/// Where the wanted rank is, but for one case in millions: five standard deviations of a sample's rank to either side.
+/// Neighbours are more alike than strangers; a range that misses costs one more pass and nothing else.
+KeyRange bracket(std::vector<std::uint32_t>& sample, double fraction) {
+  const double expected = fraction * sample_elements;
+  const double margin = 5.0 * std::sqrt(expected * (1.0 - fraction)) + 16.0;
+  const auto key_at = [&sample](double rank, std::uint32_t beyond) {  // of the rank-th largest, from 0
+    if (rank < 0.0 || rank >= static_cast<double>(sample_elements)) return beyond;
+    const auto place = sample.begin() + static_cast<std::ptrdiff_t>(rank);
+    std::nth_element(sample.begin(), place, sample.end(), std::greater<>());
+    return *place;
+  };
+  KeyRange range;
+  range.high = key_at(expected - margin, key_limit);
+  range.low = key_at(expected + margin, 0);
+  return range;
+}
+
+// ── the search ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// The search for one source's threshold: it lies in [floor, ceiling], and the next pass looks at `range`.
+struct Search {
+  std::uint64_t wanted = 0;
+  std::uint32_t floor = 0, ceiling = key_limit;
+  KeyRange range{};
+  Threshold found{};
+  bool is_done = false;
+
+  void look_at(std::uint32_t low, std::uint32_t high) {
+    range = {low, high, 0};
+    if (range.bins() <= shared_bins) return;
+    while (range.bins() > own_bins) ++range.shift;
+  }
+
+  void learn(const KeyHistogram& seen);
+};
+
+void Search::learn(const KeyHistogram& seen) {
+  if (seen.above >= wanted) {  // the sample misled: it is above
+    floor = range.high + 1;
+    return look_at(floor, ceiling);
+  }
+  std::uint64_t before = seen.above;
+  std::size_t bin = seen.bins.size();
+  while (bin > 0 && before + seen.bins[bin - 1] < wanted) before += seen.bins[--bin];
+  if (bin == 0) {  // it is below
+    ceiling = range.low - 1;
+    return look_at(floor, ceiling);
+  }
+  floor = range.low + (static_cast<std::uint32_t>(bin - 1) << range.shift);
+  ceiling = std::min(range.high, floor + ((1u << range.shift) - 1));
+  is_done = range.shift == 0;
+  if (is_done) found = {floor, wanted - before};
+  look_at(floor, ceiling);
+}
+
+void search_sample(const Sources& sources, const Source* base, std::vector<Search>& searches) {
+  std::vector<std::vector<std::uint32_t>> sample = sample_keys(sources, base);
+  const auto size = static_cast<double>(sources[0].size);
+  parallel_for(searches.size(), [&](std::size_t k) {
+    const KeyRange range = bracket(sample[k], static_cast<double>(searches[k].wanted) / size);
+    searches[k].look_at(range.low, range.high);
+  });
+}
+
+/// One pass for those that are not done; false if all are.
+bool search_further(const Sources& sources, const Source* base, std::vector<Search>& searches) {
+  Sources left;
+  std::vector<KeyRange> ranges;
+  std::vector<Search*> open;
+  for (std::size_t k = 0; k < searches.size(); ++k) {
+    if (searches[k].is_done) continue;
+    left.push_back(sources[k]);
+    ranges.push_back(searches[k].range);
+    open.push_back(&searches[k]);
+  }
+  if (open.empty()) return false;
+  const std::vector<KeyHistogram> seen = count_all(left, base, ranges);
+  for (std::size_t i = 0; i < open.size(); ++i) open[i]->learn(seen[i]);
+  return true;
+}
+
+}  // namespace
+
+std::vector<KeyHistogram> count_keys(const char* operation, const Sources& sources, const Source* base,
+                                     const std::vector<KeyRange>& ranges) {
+  expect_alike(operation, sources, base);
+  MINERUA_EXPECTS(ranges.size() == sources.size(),
+                  operation << ": " << ranges.size() << " ranges for " << sources.size() << " sources");
+  for (const KeyRange& range : ranges)
+    MINERUA_EXPECTS(range.low <= range.high && range.high <= key_limit && range.bins() <= own_bins,
+                    operation << ": keys " << range.low << " to " << range.high << " in " << range.bins() << " bins");
+  return count_all(sources, base, ranges);
+}
+
+std::vector<Threshold> select_largest(const Sources& sources, const Source* base,
+                                      const std::vector<std::uint64_t>& counts) {
+  expect_alike("select_largest", sources, base);
+  MINERUA_EXPECTS(counts.size() == sources.size(),
+                  "select_largest: " << counts.size() << " counts for " << sources.size() << " sources");
+  std::vector<Search> searches(sources.size());
+  for (std::size_t k = 0; k < searches.size(); ++k) {
+    MINERUA_EXPECTS(counts[k] <= sources[k].size, "select_largest: the " << counts[k] << " largest of source " << k
+                                                                         << ", which has " << sources[k].size);
+    searches[k].wanted = counts[k];
+    searches[k].found = {key_limit + 1, 0};
+    searches[k].is_done = counts[k] == 0;
+    searches[k].look_at(0, key_limit);
+  }
+  // Shared counters have 32 bits, and a narrow range needs them.
+  const std::size_t size = sources[0].size;
+  if (size >= sampled_size && size <= 0xffffffffu) search_sample(sources, base, searches);
+  while (search_further(sources, base, searches)) continue;
+  std::vector<Threshold> found;
+  for (const Search& search : searches) found.push_back(search.found);
+  return found;
+}
+
+}  // namespace minerua

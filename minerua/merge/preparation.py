@@ -1,0 +1,442 @@
+"""One recipe and its models, checked and laid out, before a byte of a tensor is read or anything is written."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from minerua.errors import MineruaError, UnknownName
+from minerua.kernels import passes
+from minerua.merge.configuration import find_layer_key, merged_config
+from minerua.merge.engine import Activations, Work, merge_faults
+from minerua.merge.ingredients import ModelRef, Recipe
+from minerua.merge.layers import families, may_count_tokens
+from minerua.merge.models import Model, locate, open_model
+from minerua.merge.output import (
+    INDEX_FILE,
+    RECIPE_FILE,
+    Shard,
+    index_file,
+    lay_out,
+    model_card,
+    travelling_files,
+)
+from minerua.merge.plan import Job, Plan, plan
+from minerua.merge.tensors import FLOATS
+from minerua.merge.token_rows import RowMap, extra_rows
+from minerua.merge.tokenizer import TokenizerPlan, copy_tokenizer, plan_tokenizer
+from minerua.values import MergeMethodSpec, TensorSpec
+from minerua.weights.header import nbytes
+
+OpenActivations = Callable[[str, Sequence[str]], Activations]
+"""Turns a model kind's name and tasks' names into the function that methods call."""
+
+TILES_BYTES = 96 << 20
+"""What the passes take, whatever the model's size: tiles and counters of all threads, measured and rounded up."""
+
+_T = TypeVar("_T")
+
+
+class Faults(list[str]):
+    """Collects what is wrong, so that one message can say it all."""
+
+    def attempt(self, step: Callable[[], _T]) -> _T | None:
+        """Returns what a step returns, or `None`, and keeps the faults of the error that it raised."""
+        try:
+            return step()
+        except MineruaError as error:
+            self += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
+            return None
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A merge that can start.
+
+    Args:
+        recipe: What it was asked for.
+        method: How.
+        models: Reference → model; a stage's own are put in their place when they have been merged.
+        plan: What becomes of every tensor; its jobs in the order in which they are done.
+        tokenizer: The merged tokenizer, where vocabularies are aligned; or `None`.
+        shards: Where every tensor will lie.
+        config: The merged model's configuration; empty without one.
+        files: Path in the merged model's folder → content, of everything but the weights.
+        semantics: Whom to follow where mergekit and the papers differ.
+        seed: Of everything random.
+        activations: For methods that look at them.
+        notes: What the user should know.
+    """
+
+    recipe: Recipe
+    method: MergeMethodSpec
+    models: dict[ModelRef, Model]
+    plan: Plan
+    tokenizer: TokenizerPlan | None
+    shards: tuple[Shard, ...]
+    config: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    semantics: Literal["mergekit", "paper"]
+    seed: int
+    activations: Activations | None
+    notes: tuple[str, ...]
+    _aligned: dict[tuple[ModelRef, tuple[ModelRef, ...]], RowMap] = field(default_factory=dict, repr=False)
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Its tensors, in the order in which they are done."""
+        return self.plan.jobs
+
+    @functools.cached_property
+    def work(self) -> Work:
+        """What the engine carries out."""
+        return Work(self.method, self.jobs, self.models, self.source, self.semantics, self.seed, self.activations)
+
+    @property
+    def write_bytes(self) -> int:
+        """How much it writes."""
+        return sum(shard.nbytes for shard in self.shards) + sum(map(len, self.files.values()))
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of its models' tensors it looks at, each byte once."""
+        used = dict.fromkeys(pair for job in self.jobs for pair in job_inputs(job))
+        return sum(nbytes(self.models[model].specs[name]) for model, name in used)
+
+    @property
+    def memory_bytes(self) -> int:
+        """An upper bound of what it holds beyond the maps of files: tiles, or tensors where the method needs them."""
+        largest = max((4 * _count(job.shape) * (len(job.experts) + 3) for job in self.jobs), default=0)
+        whole = sum(4 * _count(job.shape) * (len(job.experts) + 2) for job in self.jobs)
+        holds = {"weights": largest, "grams": 2 * whole, "model": 2 * whole, "tiles": 0, "tensors": 0}[self.method.uses]
+        rows = sum(4 * math_rows(row_map) for row_map in self._aligned.values())
+        return TILES_BYTES + (largest if self.method.whole else holds) + rows
+
+    def source(self, model: ModelRef, name: str, job: Job) -> passes.Source:
+        """Returns a model's tensor for a job, its rows in the order of the merged vocabulary where it has such."""
+        source = self.models[model].source(name)
+        if self.tokenizer is None or not job.vocabulary:
+            return source
+        row_map = self._row_map(model, job)
+        if row_map.is_identity(source.shape[0]):
+            return source
+        return _in_merged_order(source, row_map, lambda other, rows: self._rows(other, job, rows))
+
+    def _row_map(self, model: ModelRef, job: Job) -> RowMap:
+        assert self.tokenizer is not None
+        members = tuple(holder for holder, _ in job_inputs(job))
+        if (model, members) not in self._aligned:
+            maps = self.tokenizer.row_maps(list(dict.fromkeys(members)), base=self.recipe.base)
+            self._aligned.update({(holder, members): row_map for holder, row_map in maps.items()})
+        return self._aligned[model, members]
+
+    def _rows(self, model: ModelRef, job: Job, rows: np.ndarray) -> np.ndarray:
+        """Returns rows of a model's own tensor, shape (n, width), float32, its adapter applied."""
+        name = next(its_name for holder, its_name in job_inputs(job) if holder == model)
+        source = self.models[model].source(name)
+        picked = _two_dimensional(source)
+        left = None if picked.left is None else np.ascontiguousarray(picked.left[rows])
+        chosen = passes.Source(picked.array, left=left, right=picked.right, rows=np.ascontiguousarray(rows))
+        return passes.load(chosen, 0, chosen.size).reshape(len(rows), -1)
+
+
+def prepare_stage(
+    recipe: Recipe,
+    *,
+    methods: Mapping[str, MergeMethodSpec],
+    given: Mapping[str, Model],
+    shard_bytes: int,
+    semantics: Literal["mergekit", "paper"],
+    seed: int,
+    open_activations: OpenActivations | None,
+    faults: Faults,
+) -> Stage | None:
+    """Opens everything that a recipe names, and decides what is written where.
+
+    Args:
+        recipe: What is merged.
+        methods: Merge methods by name.
+        given: Models that are not on the disk, by the path that the recipe calls them: earlier stages.
+        shard_bytes: Largest file of weights.
+        semantics: Whom to follow where mergekit and the papers differ.
+        seed: Of everything random.
+        open_activations: For methods that look at activations.
+        faults: Takes everything that stands in the way.
+
+    Returns:
+        The stage, or `None` if something stands in the way.
+    """
+    method = faults.attempt(lambda: _method(recipe, methods))
+    models = _open_models(recipe, given, faults)
+    activations = _activations(recipe, method, open_activations, faults)
+    if method is None or any(reference not in models for reference in recipe.references):
+        return None
+    merged = {reference: models[reference] for reference in recipe.references}
+    donor = merged[recipe.base] if recipe.base is not None else next(iter(merged.values()))
+    tokenizer = _tokenizer(recipe, models, merged, faults) if recipe.tokenizer is not None else None
+    heights = {reference: rows for reference, model in merged.items() if (rows := _embedding_rows(model))}
+    tied = {reference: name for reference, model in merged.items() if (name := _tied_embedding(model))}
+    planned = plan(
+        recipe,
+        method,
+        {reference: model.specs for reference, model in merged.items()},
+        tied=tied,
+        vocabulary=heights,
+        merged_vocabulary=None if tokenizer is None else tokenizer.vocabulary,
+        known_parameters={parameter.name for spec in methods.values() for parameter in spec.parameters},
+    )
+    faults += planned.faults
+    faults += merge_faults(method, planned.jobs)
+    if faults:
+        return None
+    return _laid_out(
+        recipe, method, merged, planned, tokenizer, donor, tied, shard_bytes, semantics, seed, activations, faults
+    )
+
+
+def job_inputs(job: Job) -> tuple[tuple[ModelRef, str], ...]:
+    """Returns all that a job reads: of each expert the model and its tensor's name, then of the base."""
+    return job.experts if job.base is None else (*job.experts, job.base)
+
+
+# ── what a recipe names ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _method(recipe: Recipe, methods: Mapping[str, MergeMethodSpec]) -> MergeMethodSpec:
+    if recipe.method in methods:
+        return methods[recipe.method]
+    try:
+        return methods[recipe.method]
+    except KeyError:
+        from minerua.errors import unknown
+
+        raise UnknownName(unknown("merge method", recipe.method, list(methods))) from None
+
+
+def _open_models(recipe: Recipe, given: Mapping[str, Model], faults: Faults) -> dict[ModelRef, Model]:
+    opened: dict[ModelRef, Model] = {}
+    for reference in recipe.references:
+        model = faults.attempt(functools.partial(open_reference, reference, given))
+        if model is not None:
+            opened[reference] = model
+    return opened
+
+
+def open_reference(reference: ModelRef, given: Mapping[str, Model]) -> Model:
+    """Opens what a recipe names.
+
+    Args:
+        reference: As the recipe names it.
+        given: Models that are not on the disk, by path.
+
+    Raises:
+        CheckpointError: It cannot be opened; lists all faults.
+    """
+    adapter = None if reference.lora is None else (reference.lora.path, reference.lora.revision)
+    if reference.path in given:
+        return given[reference.path].with_adapter(reference.text, adapter)
+    return open_model(reference.text, reference.path, revision=reference.revision, adapter=adapter)
+
+
+def _activations(
+    recipe: Recipe, method: MergeMethodSpec | None, open_activations: OpenActivations | None, faults: Faults
+) -> Activations | None:
+    """Returns what methods with `uses` of `grams` and `model` look at."""
+    asked = recipe.activations
+    if method is None or method.uses not in ("grams", "model"):
+        return None
+    if asked is None or open_activations is None:
+        faults.append(
+            f"merge_method: {method.name} looks at activations; say how to get them: "
+            "activations: {model: NAME, tasks: [NAME, one per expert]}"
+        )
+        return None
+    return faults.attempt(lambda: open_activations(asked.model, asked.tasks))
+
+
+# ── vocabularies ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tokenizer(
+    recipe: Recipe, models: Mapping[ModelRef, Model], merged: Mapping[ModelRef, Model], faults: Faults
+) -> TokenizerPlan | None:
+    asked = recipe.tokenizer
+    assert asked is not None
+    heights = {reference: rows for reference, model in merged.items() if (rows := _embedding_rows(model))}
+    without = [model.text for reference, model in merged.items() if reference not in heights]
+    faults += [f"{text} has no embedding that vocabularies could be aligned by" for text in without]
+    folders = {reference: model.folder for reference, model in models.items()}
+    for reference in asked.references:
+        place = faults.attempt(functools.partial(locate, reference.text, reference.path, reference.revision))
+        if reference not in folders and place is not None:
+            folders[reference] = place if place.is_dir() else place.parent
+    if without or any(reference not in folders for reference in asked.references):
+        return None
+    return faults.attempt(
+        lambda: plan_tokenizer(asked, folders, base=recipe.base, heights=heights, chat_template=recipe.chat_template)
+    )
+
+
+def _embedding_rows(model: Model) -> int | None:
+    """Returns how many rows a model's embedding has; `None` if it has none."""
+    names = [name for name, spec in model.specs.items() if may_count_tokens(name) and len(spec.shape) == 2]
+    inputs = [name for name in names if "lm_head" not in name.split(".") and model.specs[name].dtype in FLOATS]
+    return int(model.specs[(inputs or names)[0]].shape[0]) if names else None
+
+
+def _tied_embedding(model: Model) -> str | None:
+    """Returns the tensor that stands in for a missing `lm_head.weight`, of a model that ties the two."""
+    if model.config.get("tie_word_embeddings") is False or any(name.endswith("lm_head.weight") for name in model.specs):
+        return None
+    names = [
+        name for name in model.specs if name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight"))
+    ]
+    return names[0] if len(names) == 1 else None
+
+
+def _two_dimensional(source: passes.Source) -> passes.Source:
+    """Returns a source whose rows can be picked: a vector has rows of one element."""
+    if source.array.ndim == 1:
+        return passes.Source(source.array.reshape(-1, 1))
+    return passes.Source(source.array.reshape(len(source.array), -1), left=source.left, right=source.right)
+
+
+def _in_merged_order(
+    source: passes.Source, row_map: RowMap, read: Callable[[ModelRef, np.ndarray], np.ndarray]
+) -> passes.Source:
+    picked = _two_dimensional(source)
+    extra = extra_rows(row_map, read) if row_map.extra_count else None
+    left = picked.left
+    if left is not None:  # rows that are made anew have the adapter in them already
+        left = np.where(row_map.rows[:, None] >= 0, left[np.maximum(row_map.rows, 0)], np.float32(0))
+        left = np.ascontiguousarray(left)
+    return passes.Source(picked.array, left=left, right=picked.right, rows=row_map.rows, extra=extra)
+
+
+def math_rows(row_map: RowMap) -> int:
+    """Returns how many numbers a row map keeps in memory, its extra rows taken as 4096 wide."""
+    return 2 * len(row_map.rows) + 4096 * row_map.extra_count
+
+
+# ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _laid_out(
+    recipe: Recipe,
+    method: MergeMethodSpec,
+    models: dict[ModelRef, Model],
+    planned: Plan,
+    tokenizer: TokenizerPlan | None,
+    donor: Model,
+    tied: Mapping[ModelRef, str],
+    shard_bytes: int,
+    semantics: Literal["mergekit", "paper"],
+    seed: int,
+    activations: Activations | None,
+    faults: Faults,
+) -> Stage | None:
+    ordered = sorted(planned.jobs, key=lambda job: _place(job, models))
+    in_order = Plan(tuple(ordered), planned.layer_counts, planned.layer_origins, (), planned.notes)
+    specs = [TensorSpec(job.name, job.shape, job.dtype) for job in ordered]
+    shards = faults.attempt(lambda: lay_out(specs, shard_bytes))
+    notes = [*planned.notes]
+    config = faults.attempt(lambda: _config(recipe, donor, in_order, tokenizer, tied, notes))
+    new_ids = None if tokenizer is None else tokenizer.new_ids
+    travelling = faults.attempt(lambda: travelling_files(donor.folder, new_ids=new_ids))
+    folders = [model.folder for model in models.values()]
+    copied = (
+        None
+        if tokenizer is not None
+        else faults.attempt(lambda: copy_tokenizer(folders, donor=donor.folder, chat_template=recipe.chat_template))
+    )
+    beside = tokenizer or copied
+    if faults or shards is None or config is None or travelling is None or beside is None:
+        return None
+    notes += [*travelling.notes, *beside.notes]
+    files = {**travelling.files, **beside.files, RECIPE_FILE: recipe.text.encode()}
+    if config:
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    index = index_file(shards)
+    if index is not None:
+        files[INDEX_FILE] = index
+    return Stage(
+        recipe, method, models, in_order, tokenizer, shards, MappingProxyType(config), files, semantics, seed,
+        activations, tuple(notes),
+    )  # fmt: skip
+
+
+def _place(job: Job, models: Mapping[ModelRef, Model]) -> tuple[Any, ...]:
+    """Orders jobs as their tensors lie in the first model, so that the disk is read from front to back."""
+    model, name = job_inputs(job)[0]
+    return (list(models).index(model), *models[model].place(name), job.name)
+
+
+def _config(
+    recipe: Recipe,
+    donor: Model,
+    planned: Plan,
+    tokenizer: TokenizerPlan | None,
+    tied: Mapping[ModelRef, str],
+    notes: list[str],
+) -> dict[str, Any]:
+    if not donor.config:
+        notes.append(f"{donor.text} has no config.json, so the merged model has none")
+        return {}
+    counts = families(donor.specs)
+    layers: dict[str, list[int]] = {}
+    for family, origins in planned.layer_origins.items():
+        key = find_layer_key(donor.config, family=family, count=counts[family])
+        if key is None:
+            notes.append(
+                f"config.json says nowhere that {donor.text} has {counts[family]} {family}; correct it by hand"
+            )
+            continue
+        layers[key] = [min(layer, counts[family] - 1) for _, layer in origins]
+    sizes: Counter[str] = Counter()
+    for job in planned.jobs:
+        sizes[job.dtype] += job.nbytes if job.kind == "merge" else 0
+    merged = merged_config(
+        donor.config,
+        dtype=recipe.out_dtype or recipe.dtype or (sizes.most_common(1)[0][0] if sizes else None),
+        layers=layers,
+        vocabulary=None if tokenizer is None else tokenizer.vocabulary,
+        new_ids=None if tokenizer is None else tokenizer.new_ids,
+    )
+    notes += merged.notes
+    stand_ins = set(tied.items())
+    if any(job.name.endswith("lm_head.weight") and stand_ins & set(job_inputs(job)) for job in planned.jobs):
+        merged.content["tie_word_embeddings"] = False
+    return merged.content
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def card_of(stage: Stage, name: str) -> bytes:
+    """Returns the model card of a stage's result.
+
+    Args:
+        stage: What was merged.
+        name: The folder's name.
+    """
+    base = stage.recipe.base
+    references = dict.fromkeys([*stage.recipe.references])
+    text = model_card(
+        name,
+        method=stage.method.name,
+        models=[reference.text for reference in references],
+        recipe=stage.recipe.text,
+        base=None if base is None else base.text,
+        hub_names=[reference.path for reference in references if not Path(reference.path).expanduser().exists()],
+        notes=stage.notes,
+    )
+    return text.encode()
