@@ -1,7 +1,7 @@
 """The compiled core of minerua. Private: use minerua.kernels, which checks what it passes."""
 
 from collections.abc import Sequence
-from typing import SupportsIndex, SupportsInt
+from typing import SupportsFloat, SupportsIndex, SupportsInt
 
 from typing_extensions import Buffer
 
@@ -16,6 +16,17 @@ def combine(
     coefficients: Buffer,
     target: tuple[str, Buffer | None, SupportsInt | SupportsIndex, SupportsInt | SupportsIndex],
 ) -> list[int]: ...
+def count_keys(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    lows: Sequence[SupportsInt | SupportsIndex],
+    highs: Sequence[SupportsInt | SupportsIndex],
+    shift: SupportsInt | SupportsIndex,
+    out: Buffer,
+) -> None: ...
 def gram(
     sources: Sequence[
         tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
@@ -30,6 +41,27 @@ def load(
     begin: SupportsInt | SupportsIndex,
     out: Buffer,
 ) -> None: ...
+def masked_sums(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    masks: Sequence[
+        tuple[
+            tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+            tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+            SupportsFloat | SupportsIndex | None,
+            SupportsFloat | SupportsIndex,
+            SupportsInt | SupportsIndex,
+            bool,
+            SupportsInt | SupportsIndex,
+            SupportsInt | SupportsIndex,
+            SupportsInt | SupportsIndex,
+        ]
+    ],
+    out: Buffer,
+) -> None: ...
 def merge(
     experts: Sequence[Buffer],
     expert_dtype: str,
@@ -39,6 +71,39 @@ def merge(
     out: Buffer,
     out_dtype: str,
 ) -> None: ...
+def merge_masked(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    masks: Sequence[
+        tuple[
+            tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+            tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+            SupportsFloat | SupportsIndex | None,
+            SupportsFloat | SupportsIndex,
+            SupportsInt | SupportsIndex,
+            bool,
+            SupportsInt | SupportsIndex,
+            SupportsInt | SupportsIndex,
+            SupportsInt | SupportsIndex,
+        ]
+    ],
+    factors: Sequence[SupportsFloat | SupportsIndex],
+    votes: Sequence[SupportsFloat | SupportsIndex] | None,
+    shares: Sequence[SupportsFloat | SupportsIndex] | None,
+    scale: SupportsFloat | SupportsIndex,
+    target: tuple[str, Buffer | None, SupportsInt | SupportsIndex, SupportsInt | SupportsIndex],
+) -> list[int]: ...
 def num_threads() -> int: ...
+def select_largest(
+    sources: Sequence[
+        tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    ],
+    base: tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
+    | None,
+    counts: Sequence[SupportsInt | SupportsIndex],
+) -> list[tuple[int, int]]: ...
 def set_num_threads(count: SupportsInt | SupportsIndex) -> None: ...
 def svd_mutation(matrices: Buffer, multipliers: Buffer, out: Buffer) -> None: ...

@@ -14,6 +14,8 @@
 #include "bindings/buffers.hpp"
 #include "core/combine.hpp"
 #include "core/error.hpp"
+#include "core/masked.hpp"
+#include "core/select.hpp"
 #include "core/source.hpp"
 #include "core/target.hpp"
 
@@ -28,6 +30,34 @@ using SourceTuple =
 
 /// dtype, array (or file and offset).
 using TargetTuple = std::tuple<std::string, OptionalBuffer, int, std::int64_t>;
+
+/// Key and how many of that key.
+using ThresholdTuple = std::tuple<std::uint32_t, std::uint64_t>;
+
+/// top, but, keep, spread, columns, inverse, model, tensor, seed.
+using MaskTuple = std::tuple<std::optional<ThresholdTuple>, std::optional<ThresholdTuple>, std::optional<float>, float,
+                             std::size_t, bool, std::uint32_t, std::uint32_t, std::uint64_t>;
+
+Threshold threshold_of(const std::optional<ThresholdTuple>& given, const Threshold& otherwise) {
+  return given ? Threshold{std::get<0>(*given), std::get<1>(*given)} : otherwise;
+}
+
+std::vector<Mask> masks_of(const std::vector<MaskTuple>& given) {
+  std::vector<Mask> masks;
+  for (const auto& [top, but, keep, spread, columns, inverse, model, tensor, seed] : given) {
+    Mask mask;
+    mask.top = threshold_of(top, mask.top);
+    mask.but = threshold_of(but, mask.but);
+    mask.draws = keep.has_value();
+    mask.keep = keep.value_or(1.0f);
+    mask.spread = spread;
+    mask.columns = columns;
+    mask.inverse = inverse;
+    mask.stream = {seed, model, tensor};
+    masks.push_back(mask);
+  }
+  return masks;
+}
 
 /// Unpacks tuples, and keeps every buffer exported until the call is over.
 class Unpacked {
@@ -138,6 +168,83 @@ void gram_of(const std::vector<SourceTuple>& given, const std::optional<SourceTu
   gram(sources, pointer(start), rows, static_cast<double*>(products.ptr));
 }
 
+py::buffer_info& counts_buffer(py::buffer_info& taken, std::size_t sources, std::size_t bins) {
+  MINERUA_EXPECTS(taken.ndim == 2 && static_cast<std::size_t>(taken.shape[0]) == sources &&
+                      static_cast<std::size_t>(taken.shape[1]) == bins,
+                  "counts must have shape (" << sources << ", " << bins << ")");
+  return taken;
+}
+
+void count_keys_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
+                   const std::vector<std::uint32_t>& lows, const std::vector<std::uint32_t>& highs, unsigned shift,
+                   const py::buffer& out) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  MINERUA_EXPECTS(lows.size() == sources.size() && highs.size() == sources.size() && shift < 31,
+                  "count_keys: needs a range for each source");
+  std::vector<KeyRange> ranges;
+  for (std::size_t k = 0; k < sources.size(); ++k) ranges.push_back({lows[k], highs[k], shift});
+  py::buffer_info taken = contiguous(out, sizeof(std::int64_t), true);
+  auto* counts = static_cast<std::int64_t*>(
+      counts_buffer(taken, sources.size(), ranges.empty() ? 0 : ranges[0].bins()).ptr);
+  const py::gil_scoped_release unlocked;
+  for (const KeyHistogram& histogram : count_keys("count_keys", sources, pointer(start), ranges))
+    counts = std::copy(histogram.bins.begin(), histogram.bins.end(), counts);
+}
+
+std::vector<ThresholdTuple> select_largest_of(const std::vector<SourceTuple>& given,
+                                              const std::optional<SourceTuple>& base,
+                                              const std::vector<std::uint64_t>& counts) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  std::vector<ThresholdTuple> found;
+  const py::gil_scoped_release unlocked;
+  for (const Threshold& threshold : select_largest(sources, pointer(start), counts))
+    found.emplace_back(threshold.key, threshold.equal);
+  return found;
+}
+
+void masked_sums_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
+                    const std::vector<MaskTuple>& masks, const py::buffer& out) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  const std::vector<Mask> taken = masks_of(masks);
+  const py::buffer_info& sums = unpacked.keep(contiguous(out, sizeof(double), true));
+  MINERUA_EXPECTS(static_cast<std::size_t>(sums.size) == 2 * sources.size(), "masked_sums: sums must have shape (K, 2)");
+  const py::gil_scoped_release unlocked;
+  masked_sums(sources, pointer(start), taken, static_cast<double*>(sums.ptr));
+}
+
+/// Borrows: takes a lasting optional only, no temporary made from a vector.
+const float* numbers(const std::optional<std::vector<float>>& given, std::size_t count, const char* name) {
+  if (!given) return nullptr;
+  MINERUA_EXPECTS(given->size() == count,
+                  "merge_masked: " << given->size() << " " << name << " for " << count << " sources");
+  return given->data();
+}
+
+std::vector<std::int64_t> merge_masked_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
+                                          const std::vector<MaskTuple>& masks, const std::vector<float>& factors,
+                                          const std::optional<std::vector<float>>& votes,
+                                          const std::optional<std::vector<float>>& shares, float scale,
+                                          const TargetTuple& target) {
+  Unpacked unpacked;
+  const Sources sources = unpacked.sources(given);
+  const std::optional<Source> start = unpacked.base(base);
+  const std::vector<Mask> taken = masks_of(masks);
+  const std::size_t count = sources.size();
+  MINERUA_EXPECTS(factors.size() == count, "merge_masked: " << factors.size() << " factors for " << count << " sources");
+  const MaskedMerge how{factors.data(), numbers(votes, count, "votes"), numbers(shares, count, "shares"), scale};
+  const Target place = unpacked.target(target, sources);
+  std::vector<std::int64_t> counts(count + 2);
+  const py::gil_scoped_release unlocked;
+  merge_masked(sources, pointer(start), taken, how, place, counts.data());
+  return counts;
+}
+
 void translate_system_error(std::exception_ptr thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
@@ -157,6 +264,15 @@ void define_passes(py::module_& module) {
              py::arg("target"), "Writes weighted sums; returns counts of what is not finite.");
   module.def("gram", &gram_of, py::arg("sources"), py::arg("base"), py::arg("out"),
              "Fills `out`, float64, with inner products.");
+  module.def("count_keys", &count_keys_of, py::arg("sources"), py::arg("base"), py::arg("lows"), py::arg("highs"),
+             py::arg("shift"), py::arg("out"), "Fills `out`, int64, with the bins of magnitudes from lows to highs.");
+  module.def("select_largest", &select_largest_of, py::arg("sources"), py::arg("base"), py::arg("counts"),
+             "Returns a threshold for each source.");
+  module.def("masked_sums", &masked_sums_of, py::arg("sources"), py::arg("base"), py::arg("masks"), py::arg("out"),
+             "Fills `out`, float64, with sums of magnitudes before and after the masks.");
+  module.def("merge_masked", &merge_masked_of, py::arg("sources"), py::arg("base"), py::arg("masks"),
+             py::arg("factors"), py::arg("votes"), py::arg("shares"), py::arg("scale"), py::arg("target"),
+             "Writes a merge of what masks keep; returns counts of what is not finite.");
 }
 
 }  // namespace minerua::bindings

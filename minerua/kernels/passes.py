@@ -5,7 +5,7 @@ missing or MINERUA_BACKEND=reference asks for it. Memory stays bounded whatever 
 gives the same bits, whatever the number of threads and the instruction set. Sources are borrowed and never written to;
 a target must not overlap them. Everything may be called from several threads at once.
 
-A source of K tensors is called x_k, the base b, and δ_k = x_k − b (in float32) the task vector; without a base δ_k = x_k.
+The K sources are called x_k, the base b, and δ_k = x_k − b (in float32) the task vectors; without a base δ_k = x_k.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The definition of correct for passes over tensors, in plain numpy: whole tensors at once, float32 unless it says more.
+"""The definition of correct for passes over tensors, in plain numpy: whole tensors at once, in float32 mostly.
 
 Twins share names with the compiled operations, which agree bit for bit but for the sums in float64 (`gram`,
 `masked_sums`), whose order differs. Here a tensor is held whole, there a tile at a time.

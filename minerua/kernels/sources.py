@@ -128,7 +128,7 @@ class Target:
         if self.array is not None:
             self.array.reshape(-1)[begin : begin + rounded.size] = rounded
             return
-        content = memoryview(rounded.view(np.uint8))
+        content = memoryview(rounded.view(np.uint8).data)
         written = 0
         while written < len(content):
             written += os.pwrite(self.file, content[written:], self.offset + begin * self.dtype.itemsize + written)

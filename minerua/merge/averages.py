@@ -245,31 +245,38 @@ def _nuslerp_columns(tensors: MergeTensors, t: float, target: Target) -> np.ndar
     import numpy as np
 
     inner = pieces.size_of(tensors.shape[1:])
-    counts = np.zeros(len(tensors.experts) + 2, np.int64)
+    counts = np.zeros(4, np.int64)
     for columns in pieces.spans(inner):
         width = columns[1] - columns[0]
         gram = np.zeros((width, 2, 2))
-        with np.errstate(all="ignore"):
-            for part in _column_pieces(tensors, inner, columns):
-                deltas = part.deltas.astype(np.float64).reshape(2, -1, width)
-                gram += np.einsum("krc,lrc->ckl", deltas, deltas)
-            coefficients = sphere.nuslerp(gram, t).T.astype(np.float32)  # (2, width)
-        merge = partial(_column_sum, coefficients)
-        counts += pieces.write(_column_pieces(tensors, inner, columns), target, merge, models=2)
+        for found in _each_rows(tensors, inner, columns, partial(_column_gram, width)):
+            gram += found
+        merge = partial(_column_sum, sphere.nuslerp(gram, t).T.astype(np.float32), target)
+        for found in _each_rows(tensors, inner, columns, merge):
+            counts += found
     return counts
 
 
-def _column_sum(coefficients: np.ndarray, piece: pieces.Piece) -> np.ndarray:
-    """Adds task vectors to the base, each column with its own coefficients, shape (2, width)."""
+def _column_gram(width: int, piece: pieces.Piece) -> np.ndarray:
+    import numpy as np
+
+    deltas = piece.deltas.astype(np.float64).reshape(2, -1, width)  # (2, rows, width)
+    return np.einsum("krc,lrc->ckl", deltas, deltas)
+
+
+def _column_sum(coefficients: np.ndarray, target: Target, piece: pieces.Piece) -> np.ndarray:
+    """Writes the base plus the task vectors, each column with its own coefficients, shape (2, width); counts."""
     width = coefficients.shape[1]
     moved = coefficients[:, None, :] * piece.deltas.reshape(2, -1, width)  # (2, rows, width)
-    return piece.base + moved.sum(axis=0).reshape(-1)
+    return pieces.write_piece(piece, target, piece.base + moved.sum(axis=0).reshape(-1))
 
 
-def _column_pieces(tensors: MergeTensors, inner: int, columns: tuple[int, int]) -> Iterator[pieces.Piece]:
-    """Yields pieces that hold some of the columns of a few rows, or of one row where not all columns fit in a piece."""
+def _each_rows(
+    tensors: MergeTensors, inner: int, columns: tuple[int, int], make: Callable[[pieces.Piece], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yields what is made of these columns of a few rows, or of one row where not all columns fit in a piece."""
     begin, end = columns
     step = max(pieces.PIECE_ELEMENTS // inner, 1) if end - begin == inner else 1
-    for row in range(0, tensors.shape[0], step):
-        last = min(row + step, tensors.shape[0]) - 1
-        yield pieces.read(tensors, row * inner + begin, last * inner + end)
+    ends = ((row, min(row + step, tensors.shape[0]) - 1) for row in range(0, tensors.shape[0], step))
+    ranges = ((first * inner + begin, last * inner + end) for first, last in ends)
+    return pieces.each_of(ranges, lambda first, last: make(pieces.read(tensors, first, last)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minerua.merge import pieces
 from minerua.merge.sparse import base_alone
@@ -102,17 +102,22 @@ def ramplus_tl(tensors: MergeTensors, target: Target) -> np.ndarray:
         return base_alone(tensors, target)
     epsilon, models = tensors.parameters["epsilon"], len(tensors.experts)
     alone, shared = np.zeros(models, np.int64), np.zeros(models, np.int64)
-    with np.errstate(all="ignore"):
-        for piece in pieces.pieces(tensors):
-            active = np.abs(piece.deltas) > epsilon  # (K, n)
-            several = active.sum(axis=0) > 1
-            alone += (active & ~several).sum(axis=1)
-            shared += (active & several).sum(axis=1)
+    for own_alone, own_shared in pieces.each(tensors, partial(_overlap, epsilon)):
+        alone += own_alone
+        shared += own_shared
     ratio = shared / np.maximum(alone, 1)
     ratio[(alone == 0) & (shared > 0)] = np.inf
     factors = 1 + tensors.parameters["r"] * np.clip(ratio, 0, tensors.parameters["alpha"])
-    merge = partial(_ramplus_piece, factors.astype(np.float32)[:, None], epsilon)
-    return pieces.write(pieces.pieces(tensors), target, merge, models=models)
+    return pieces.write(tensors, target, partial(_ramplus_piece, factors.astype(np.float32)[:, None], epsilon))
+
+
+def _overlap(epsilon: float, piece: pieces.Piece) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how many elements each expert has changed alone, and how many with others: (K,), int64, each."""
+    import numpy as np
+
+    active = np.abs(piece.deltas) > epsilon  # (K, n)
+    several = active.sum(axis=0) > 1
+    return (active & ~several).sum(axis=1), (active & several).sum(axis=1)
 
 
 def _ramplus_piece(factors: np.ndarray, epsilon: float, piece: pieces.Piece) -> np.ndarray:
@@ -166,32 +171,34 @@ def sce(tensors: MergeTensors, target: Target) -> np.ndarray:
             target=target,
         )
     (selected,) = pieces.select_largest(
-        partial(_variances, tensors), lambda size, nonzero: [int(nonzero * max(part, 0))]
+        lambda use: pieces.each(tensors, lambda piece: use(_variance(piece))),
+        lambda size, nonzero: [int(nonzero * max(part, 0))],
     )
-    squares = np.zeros(models)
-    with np.errstate(all="ignore"):
-        among = pieces.AmongLargest(selected)
-        for piece in pieces.pieces(tensors):
-            chosen = piece.deltas[:, among(_variance(piece))].astype(np.float64)
-            squares += np.einsum("kn,kn->k", chosen, chosen)
-        weights = _sce_weights(tensors, squares)
-    merge = partial(_sce_piece, pieces.AmongLargest(selected), weights.astype(np.float32)[:, None])
-    return pieces.write(pieces.pieces(tensors), target, merge, models=models)
+    squares, left, equals = np.zeros(models), selected.equal, {}
+    for begin, above, at in pieces.each(tensors, partial(_squares, selected.key)):
+        squares += above + at[:, :left].sum(axis=1)
+        equals[begin] = left  # how many equal ones this piece and those after it may keep
+        left -= min(left, at.shape[1])
+    weights = _sce_weights(tensors, squares).astype(np.float32)[:, None]
+    return pieces.write(tensors, target, partial(_sce_piece, selected.key, equals, weights))
 
 
 def _variance(piece: pieces.Piece) -> np.ndarray:
-    """Returns the variance of each element over the experts: (n,), float32, computed in float64."""
+    """Returns the variance of each element over the experts: (n,), float32."""
     import numpy as np
 
-    return piece.deltas.astype(np.float64).var(axis=0).astype(np.float32)
+    deltas = piece.deltas
+    deltas -= deltas.mean(axis=0)
+    return np.einsum("kn,kn->n", deltas, deltas) / np.float32(len(deltas))
 
 
-def _variances(tensors: MergeTensors) -> Iterator[np.ndarray]:
+def _squares(key: int, piece: pieces.Piece) -> tuple[int, np.ndarray, np.ndarray]:
+    """Returns where a piece begins, Σ δ² (K,) of what has a greater variance, and δ² (K, e) of what has the same."""
     import numpy as np
 
-    with np.errstate(all="ignore"):
-        for piece in pieces.pieces(tensors):
-            yield _variance(piece)
+    keys, deltas = pieces.keys_of(_variance(piece)), piece.deltas
+    greater, equal = deltas[:, keys > key].astype(np.float64), deltas[:, keys == key].astype(np.float64)
+    return piece.begin, np.einsum("kn,kn->k", greater, greater), equal**2
 
 
 def _sce_weights(tensors: MergeTensors, squares: np.ndarray) -> np.ndarray:
@@ -209,12 +216,12 @@ def _sce_weights(tensors: MergeTensors, squares: np.ndarray) -> np.ndarray:
     return squares / total
 
 
-def _sce_piece(among: pieces.AmongLargest, weights: np.ndarray, piece: pieces.Piece) -> np.ndarray:
+def _sce_piece(key: int, equals: Mapping[int, int], weights: np.ndarray, piece: pieces.Piece) -> np.ndarray:
     import numpy as np
 
-    deltas = piece.deltas * among(_variance(piece))
-    sign = np.where(deltas.sum(axis=0) >= 0, np.float32(1), np.float32(-1))
-    shares = np.where(np.sign(deltas) == sign, weights, np.float32(0))  # (K, n)
+    deltas = piece.deltas * pieces.among_largest(_variance(piece), (key, equals[piece.begin]))
+    agrees = np.where(deltas.sum(axis=0) >= 0, deltas > 0, deltas < 0)  # (K, n)
+    shares = np.where(agrees, weights, np.float32(0))
     whole = shares.sum(axis=0)
     return piece.base + (deltas * shares).sum(axis=0) / np.where(whole == 0, np.float32(1), whole)
 
@@ -241,15 +248,13 @@ def arcee_fusion(tensors: MergeTensors, target: Target) -> np.ndarray:
     import numpy as np
 
     row = pieces.row_of(tensors.shape)
-    with np.errstate(all="ignore"):
-        found = [_divergences(piece, row) for piece in pieces.pieces(tensors, unit=row)]
-        divergences = np.concatenate([np.zeros(0), *found])  # (rows,)
+    found = pieces.each(tensors, partial(_divergences, row), unit=row)
+    divergences = np.concatenate([np.zeros(0), *found])  # (rows,)
     threshold = _fence(tensors, row, divergences)
-    merge = partial(_fused_piece, row, divergences, threshold)
-    return pieces.write(pieces.pieces(tensors, unit=row), target, merge, models=1)
+    return pieces.write(tensors, target, partial(_fused_piece, row, divergences, threshold), unit=row)
 
 
-def _divergences(piece: pieces.Piece, row: int) -> np.ndarray:
+def _divergences(row: int, piece: pieces.Piece) -> np.ndarray:
     """Returns KL(p ‖ q) of every row: (rows,), float64, not negative."""
     import numpy as np
 
@@ -264,7 +269,7 @@ def _softmax(rows: np.ndarray) -> np.ndarray:
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def _importance(piece: pieces.Piece, row: int, divergences: np.ndarray) -> np.ndarray:
+def _importance(row: int, divergences: np.ndarray, piece: pieces.Piece) -> np.ndarray:
     import numpy as np
 
     first = piece.begin // row
@@ -276,10 +281,8 @@ def _fence(tensors: MergeTensors, row: int, divergences: np.ndarray) -> np.float
     """Returns the importance from which an element matters."""
     import numpy as np
 
-    def importances() -> Iterator[np.ndarray]:
-        with np.errstate(all="ignore"):
-            for piece in pieces.pieces(tensors, unit=row):
-                yield _importance(piece, row, divergences)
+    def importances(use: Callable[[np.ndarray], Any]) -> Iterator[Any]:
+        return pieces.each(tensors, lambda piece: use(_importance(row, divergences, piece)), unit=row)
 
     def ranks(size: int, nonzero: int) -> list[int]:
         return [size - int(quarter * (size - 1) / 4) for quarter in (1, 2, 3)] if size else []
@@ -295,5 +298,5 @@ def _fence(tensors: MergeTensors, row: int, divergences: np.ndarray) -> np.float
 def _fused_piece(row: int, divergences: np.ndarray, threshold: np.float32, piece: pieces.Piece) -> np.ndarray:
     import numpy as np
 
-    matters = _importance(piece, row, divergences) >= threshold
+    matters = _importance(row, divergences, piece) >= threshold
     return np.where(matters, piece.experts[0], piece.base)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from minerua.merge.ingredients import NO_SETTINGS, Input, ModelRef, Module, Recipe, Settings, Slice
 from minerua.merge.layers import (
+    Position,
     families,
     gradient_position,
     in_layer,
@@ -21,7 +22,7 @@ from minerua.merge.tensors import is_buffer, unusable
 from minerua.values import MergeMethodSpec, TensorSpec
 
 Models: TypeAlias = Mapping[ModelRef, Mapping[str, TensorSpec]]
-Layered: TypeAlias = Mapping[int, Sequence[str]]
+Layered: TypeAlias = Mapping[int, Sequence[Position]]
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class _Arranging:
         if family is None:
             return
         self._outside(groups[0], family, after=False)
-        layered = {model: self._rests(model, family) for model in models}
+        layered = {model: self._layered(model, family) for model in models}
         done = 0
         origins: list[tuple[ModelRef, int]] = []
         for group, piece in zip(groups, self.module.slices, strict=True):
@@ -349,22 +350,22 @@ class _Arranging:
         for index in range(count):
             t = gradient_position(index, count)
             layers = [(member.layers or (0, 0))[0] + index for member in group.members]
-            rests = dict.fromkeys(
-                rest
+            places = dict.fromkeys(
+                place
                 for model, layer in zip(group.models, layers, strict=True)
-                for rest in layered[model].get(layer, ())
+                for place in layered[model].get(layer, ())
             )
-            for rest in rests:
-                name, *names = (_name(family, layer, rest) for layer in (done + index, *layers))
-                self.section.tensors.append(Merged(name, tuple(names), t, group))
+            for place in places:
+                names = tuple(place.at(layer) for layer in layers)
+                self.section.tensors.append(Merged(place.at(done + index), names, t, group))
 
-    def _rests(self, model: ModelRef, family: str) -> Layered:
-        """Returns layer → what stands behind its number in the names of its tensors."""
-        found: dict[int, list[str]] = {}
+    def _layered(self, model: ModelRef, family: str) -> Layered:
+        """Returns layer → where its tensors stand, told as if they stood in the first."""
+        found: dict[int, list[Position]] = {}
         for name in self.held[model]:
             place = in_layer(name, {family: 0})
             if place is not None:
-                found.setdefault(place.layer, []).append(place.rest)
+                found.setdefault(place.layer, []).append(place._replace(layer=0))
         return found
 
     def _outside(self, group: Group, family: str, *, after: bool) -> None:
@@ -374,7 +375,3 @@ class _Arranging:
             place = position(name)
             if (place is None or place.family != family) and is_after(name) == after:
                 self.section.tensors.append(Merged(name, (name,) * len(group.members), 0.0, group))
-
-
-def _name(family: str, layer: int, rest: str) -> str:
-    return ".".join(part for part in (family, str(layer), rest) if part)

@@ -8,6 +8,7 @@ experts, are part of what is left. A family has the numbers 0 to n - 1; names wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,10 +39,12 @@ _BRIDGE = ("multi_modal_projector", "mm_projector", "projector", "connector", "m
 MODULES: Mapping[str, tuple[str, ...]] = {name: words for words in (_VISION, _TEXT, _BRIDGE) for name in words}
 """A module's name in a recipe → the parts of tensors' names that tell it; other modules are told by their own name."""
 
-REST = (*_TEXT, "shared")
-"""Modules that take the tensors no module's name tells, such as the `lm_head` beside a `language_model`."""
+REST = (*_TEXT, "shared", "default")
+"""Modules that take the tensors no module's name tells, such as the `lm_head` beside a `language_model`; `default` is
+mergekit's name for the only module of a model that has no other."""
 
-_LONGEST_NUMBER = 6
+_NUMBER = re.compile(r"(?:(?<=\.)|\A)(0|[1-9][0-9]{0,5})(?=\.|\Z)")
+"""A part of a name that counts something: digits without a zero in front, and not absurdly many."""
 
 
 class Position(NamedTuple):
@@ -69,16 +72,11 @@ def position(name: str) -> Position | None:
         >>> position("model.layers.7.mlp.experts.3.w1.weight")
         Position(family='model.layers', layer=7, rest='mlp.experts.3.w1.weight')
     """
-    parts = name.split(".")
-    for index, part in enumerate(parts):
-        if is_number(part):
-            return Position(".".join(parts[:index]), int(part), ".".join(parts[index + 1 :]))
-    return None
-
-
-def is_number(part: str) -> bool:
-    """Whether a part of a name counts layers: digits without a zero in front, and not absurdly many."""
-    return part.isascii() and part.isdigit() and len(part) <= _LONGEST_NUMBER and str(int(part)) == part
+    found = _NUMBER.search(name)
+    if found is None:
+        return None
+    family, rest = name[: found.start()], name[found.end() :]
+    return Position(family.removesuffix("."), int(found.group()), rest.removeprefix("."))
 
 
 def families(names: Iterable[str]) -> dict[str, int]:
@@ -166,5 +164,5 @@ def natural_order(names: Collection[str]) -> list[str]:
     return sorted(names, key=_sort_key)
 
 
-def _sort_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    return tuple((0, int(part), "") if is_number(part) else (1, 0, part) for part in name.split("."))
+def _sort_key(name: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name)))

@@ -14,12 +14,21 @@ import numpy as np
 
 from minerua.errors import ConfigError
 from minerua.kernels import passes
+from minerua.merge.adapters import AdapterStage, merges_adapters, prepare_adapter_stage
 from minerua.merge.engine import Progress, carry_out
 from minerua.merge.ingredients import Recipe
 from minerua.merge.models import Model, in_memory, open_model, promised_model
 from minerua.merge.output import Shard, parse_size
 from minerua.merge.plan import Job
-from minerua.merge.preparation import Faults, OpenActivations, Stage, card_of, open_reference, prepare_stage
+from minerua.merge.preparation import (
+    Faults,
+    OpenActivations,
+    Stage,
+    card_text,
+    method_of,
+    open_reference,
+    prepare_stage,
+)
 from minerua.merge.recipe import parse_recipes
 from minerua.merge.stages import ordered
 from minerua.values import MergeMethodSpec
@@ -40,7 +49,7 @@ class PreparedMerge:
         stages: Merges, each after those that it needs; the last is the result.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | AdapterStage, ...]
 
     @property
     def write_bytes(self) -> int:
@@ -57,8 +66,8 @@ class PreparedMerge:
             "models": [reference.text for reference in last.recipe.references],
             "stages": len(self.stages),
             "tensors": len(last.jobs),
-            "layers": ", ".join(f"{count} {family}" for family, count in last.plan.layer_counts.items()) or "none",
-            "files": [shard.file_name for shard in last.shards] + sorted(last.files),
+            "layers": ", ".join(f"{count} {family}" for family, count in last.layer_counts.items()) or "none",
+            "files": last.file_names,
             "read_bytes": sum(stage.read_bytes for stage in self.stages),
             "write_bytes": self.write_bytes,
             "memory_bytes": max(stage.memory_bytes for stage in self.stages),
@@ -98,25 +107,17 @@ def prepare_merge(
     recipes = parse_recipes(text, where=str(path))
     faults = Faults()
     shard_bytes = faults.attempt(lambda: parse_size(shard_size)) or 1
-    stages: list[Stage] = []
+    asked = _Asked(own_methods() if methods is None else methods, shard_bytes, seed, semantics, open_activations)
+    stages: list[Stage | AdapterStage] = []
     given: dict[str, Model] = {}
     for one in needed(ordered(recipes)):
         found = Faults()
-        stage = prepare_stage(
-            one,
-            methods=own_methods() if methods is None else methods,
-            given=given,
-            shard_bytes=shard_bytes,
-            semantics=semantics or one.semantics,
-            seed=seed,
-            open_activations=open_activations,
-            faults=found,
-        )
+        stage = _prepare(one, asked, given, found)
         faults += [f"{one.name}: {fault}" if one.name else fault for fault in found]
         if stage is None:
             break  # what needs it cannot be looked at
         stages.append(stage)
-        if one.name:
+        if one.name and isinstance(stage, Stage):
             given[one.name] = _promised(stage)
     if faults:
         raise ConfigError(f"{path} cannot be merged", capped(faults, limit=_MAX_FAULTS))
@@ -165,10 +166,13 @@ def merge_models(
             is_last = stage is prepared.stages[-1]
             place = folder if is_last else folder / _STAGES / str(stage.recipe.name)
             place.mkdir(parents=True, exist_ok=True)
-            stage.models.update({ref: open_reference(ref, given) for ref in stage.models if ref.path in given})
-            _write(stage, place, out.name, sync=sync and is_last, progress=report)
+            if isinstance(stage, AdapterStage):
+                stage.write(place, out.name, progress=report)
+            else:
+                stage.models.update({ref: open_reference(ref, given) for ref in stage.models if ref.path in given})
+                _write(stage, place, out.name, sync=sync and is_last, progress=report)
             done += sum(job.nbytes for job in stage.jobs)
-            if stage.recipe.name:
+            if not is_last and stage.recipe.name:
                 given[stage.recipe.name] = open_model(stage.recipe.name, str(place))
         shutil.rmtree(folder / _STAGES, ignore_errors=True)
 
@@ -209,21 +213,46 @@ def merge_tensors(
     if len(recipes) > 1:
         faults.append(f"the recipe has {len(recipes)} documents; merge them one after another")
     given = {text: in_memory(text, tensors) for text, tensors in models.items()}
-    stage = prepare_stage(
-        recipes[0],
-        methods=own_methods() if methods is None else methods,
-        given=given,
-        shard_bytes=1 << 62,
-        semantics=semantics or recipes[0].semantics,
-        seed=seed,
-        open_activations=None,
-        faults=faults,
-    )
-    if faults or stage is None:
+    asked = _Asked(own_methods() if methods is None else methods, 1 << 62, seed, semantics, None)
+    stage = _prepare(recipes[0], asked, given, faults)
+    if faults or not isinstance(stage, Stage):
         raise ConfigError("the recipe cannot be merged", capped(faults, limit=_MAX_FAULTS))
     merged = {job.name: np.empty(job.shape, DTYPES[CODES[job.dtype]]) for job in stage.jobs}
     carry_out(stage.work, lambda job: passes.Target(merged[job.name].dtype, merged[job.name]))
     return merged
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What holds for all stages of a merge."""
+
+    methods: Mapping[str, MergeMethodSpec]
+    shard_bytes: int
+    seed: int
+    semantics: Semantics | None
+    open_activations: OpenActivations | None
+
+
+def _prepare(recipe: Recipe, asked: _Asked, given: Mapping[str, Model], faults: Faults) -> Stage | AdapterStage | None:
+    semantics = asked.semantics or recipe.semantics
+    if merges_adapters(recipe):
+        return prepare_adapter_stage(
+            recipe,
+            methods=lambda: method_of(recipe, asked.methods),
+            semantics=semantics,
+            seed=asked.seed,
+            faults=faults,
+        )
+    return prepare_stage(
+        recipe,
+        methods=asked.methods,
+        given=given,
+        shard_bytes=asked.shard_bytes,
+        semantics=semantics,
+        seed=asked.seed,
+        open_activations=asked.open_activations,
+        faults=faults,
+    )
 
 
 def own_methods() -> dict[str, MergeMethodSpec]:
@@ -266,7 +295,7 @@ def _donor_folder(stage: Stage) -> Path:
 def _write(stage: Stage, folder: Path, name: str, *, sync: bool, progress: Progress) -> None:
     with _opened(stage.shards, folder, sync=sync) as targets:
         carry_out(stage.work, targets, progress=progress)
-    for path, content in {**stage.files, "README.md": card_of(stage, name)}.items():
+    for path, content in {**stage.files, "README.md": card_text(stage.recipe, stage.method, name, stage.notes)}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)  # the folder's rename is what makes it all appear
 

@@ -36,6 +36,8 @@ _UNITS = {
     "K": 10**3,
     "M": 10**6,
     "B": 10**9,
+    "G": 10**9,
+    "T": 10**12,
     "KB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
@@ -132,8 +134,8 @@ def parse_size(size: int | str) -> int:
 
     Args:
         size: A number of bytes, or a text: `K`, `M` and `B` for thousands, millions and billions of bytes, as in
-            mergekit's `--out-shard-size`, where `5B` is 5 GB; `KB`, `MB`, `GB`, `TB`, powers of 1000; `KiB`, `MiB`,
-            `GiB`, `TiB`, powers of 1024. Case does not matter, fractions such as `2.5GB` are taken.
+            mergekit's `--out-shard-size`, where `5B` is 5 GB; `G`, `T`, `KB`, `MB`, `GB`, `TB`, powers of 1000;
+            `KiB`, `MiB`, `GiB`, `TiB`, powers of 1024. Case does not matter, fractions such as `2.5GB` are taken.
 
     Raises:
         ConfigError: It is none of these, or less than one byte.

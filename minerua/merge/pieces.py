@@ -5,15 +5,21 @@ Memory is bounded by a piece, or by a row where a row has to be seen as a whole,
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
 
     from minerua.kernels.sources import Target, Threshold
     from minerua.values import MergeTensors
+
+Made = TypeVar("Made")
 
 PIECE_ELEMENTS = 1 << 18
 """Elements in a piece: with the few arrays that a method makes of them, a piece stays in a processor's cache."""
@@ -72,40 +78,87 @@ def read(tensors: MergeTensors, begin: int, end: int) -> Piece:
     return Piece(begin, experts, base)
 
 
-def pieces(tensors: MergeTensors, *, unit: int = 1) -> Iterator[Piece]:
-    """Yields a tensor's pieces in order, each of whole units; numpy's warnings are off while the caller uses them.
+def each(tensors: MergeTensors, make: Callable[[Piece], Made], *, unit: int = 1) -> Iterator[Made]:
+    """Yields what a function makes of a tensor's pieces, in their order; several threads work ahead of the caller.
 
     Args:
         tensors: The tensor, of all models.
+        make: Called with one piece at a time, from several threads, without numpy's warnings: what is not finite is
+            counted where it is written.
         unit: Elements that stay together: the length of a row.
     """
-    for begin, end in spans(size_of(tensors.shape), unit):
-        yield read(tensors, begin, end)
+    return each_of(spans(size_of(tensors.shape), unit), lambda begin, end: make(read(tensors, begin, end)))
 
 
-def write(parts: Iterable[Piece], target: Target, merge: Callable[[Piece], np.ndarray], *, models: int) -> np.ndarray:
-    """Merges piece by piece and writes what comes out.
+def each_of(ranges: Iterable[tuple[int, int]], make: Callable[[int, int], Made]) -> Iterator[Made]:
+    """Yields what a function makes of ranges of elements, in order; as `each`, with other ranges.
 
     Args:
-        parts: The pieces; together they cover the tensor once.
-        target: Where they go.
-        merge: Takes a piece and returns the merged elements, shape (n,), float32.
-        models: K, the number of experts.
+        ranges: First and last element of each.
+        make: Called with both, from several threads, without numpy's warnings.
+    """
+    import numpy as np
+
+    from minerua.kernels import num_threads
+
+    def quietly(begin: int, end: int) -> Made:
+        with np.errstate(all="ignore"):
+            return make(begin, end)
+
+    with ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        ahead: deque[Future[Made]] = deque()
+        for (begin, end), is_last in _with_last(ranges):
+            if is_last and pool is None:  # nothing to run beside it
+                yield quietly(begin, end)
+                continue
+            pool = pool or stack.enter_context(ThreadPoolExecutor(num_threads()))
+            ahead.append(pool.submit(quietly, begin, end))
+            if len(ahead) > num_threads():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _with_last(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bool]]:
+    before: tuple[int, int] | None = None
+    for item in ranges:
+        if before is not None:
+            yield before, False
+        before = item
+    if before is not None:
+        yield before, True
+
+
+def write(tensors: MergeTensors, target: Target, merge: Callable[[Piece], np.ndarray], *, unit: int = 1) -> np.ndarray:
+    """Merges a tensor piece by piece and writes what comes out.
+
+    Args:
+        tensors: The tensor, of all models.
+        target: Where it goes.
+        merge: Takes a piece and returns the merged elements, shape (n,), float32; called from several threads.
+        unit: Elements that stay together: the length of a row.
 
     Returns:
         Shape (K + 2,), int64: how many numbers of each expert, of the base, and of the result are not finite.
     """
     import numpy as np
 
-    counts = np.zeros(models + 2, np.int64)
-    with np.errstate(all="ignore"):  # what is not finite is counted, and the caller reports it
-        for part in parts:
-            merged = merge(part)
-            target.write(part.begin, merged)
-            rounded = merged.astype(target.dtype).astype(np.float32)
-            looked_at = (*part.experts, part.base, rounded)
-            counts += [np.count_nonzero(~np.isfinite(array)) for array in looked_at]
+    counts = np.zeros(len(tensors.experts) + 2, np.int64)
+    for found in each(tensors, lambda piece: write_piece(piece, target, merge(piece)), unit=unit):
+        counts += found
     return counts
+
+
+def write_piece(piece: Piece, target: Target, merged: np.ndarray) -> np.ndarray:
+    """Writes a merged piece; returns counts as `write` does."""
+    import numpy as np
+
+    target.write(piece.begin, merged)
+    rounded = merged.astype(target.dtype).astype(np.float32)
+    return np.array(
+        [np.count_nonzero(~np.isfinite(array)) for array in (*piece.experts, piece.base, rounded)], np.int64
+    )
 
 
 def size_of(shape: Sequence[int]) -> int:
@@ -135,7 +188,7 @@ def row_of(shape: Sequence[int]) -> int:
 
 
 def select_largest(
-    values: Callable[[], Iterable[np.ndarray]], counts: Callable[[int, int], Sequence[int]]
+    values: Callable[[Callable[[np.ndarray], Any]], Iterable[Any]], counts: Callable[[int, int], Sequence[int]]
 ) -> list[Threshold]:
     """Returns the thresholds that keep exactly so many of the largest numbers of a sequence, without holding it.
 
@@ -143,8 +196,8 @@ def select_largest(
     histogram of the upper 15 bits finds where a threshold lies, and one of the lower 16 bits what it is.
 
     Args:
-        values: Goes over the numbers from the first to the last, in pieces of any size, float32, none negative; called
-            twice, with the same result.
+        values: Takes a function of an array and yields what it makes of the numbers from the first to the last, in
+            pieces of any size, float32, none negative; called twice, with the same numbers.
         counts: Takes how many numbers there are and how many of them are not zero; returns how many are to be kept,
             one number or more, each in [0, size].
 
@@ -153,7 +206,8 @@ def select_largest(
 
     Example:
         >>> import numpy as np
-        >>> [two] = select_largest(lambda: [np.float32([1, 3]), np.float32([3, 3])], lambda size, nonzero: [2])
+        >>> numbers = [np.float32([1, 3]), np.float32([3, 3])]
+        >>> [two] = select_largest(lambda use: map(use, numbers), lambda size, nonzero: [2])
         >>> two.key == int(np.float32(3).view(np.uint32)), two.equal
         (True, 2)
     """
@@ -162,55 +216,62 @@ def select_largest(
     from minerua.kernels.sources import NONE_KEPT, Threshold
 
     upper, size, nonzero = np.zeros(1 << 15, np.int64), 0, 0
-    for part in values():
-        keys = _keys(part)
-        upper += np.bincount(keys >> 16, minlength=len(upper))
-        size, nonzero = size + len(keys), nonzero + int(np.count_nonzero(keys))
+    for histogram, own_size, own_nonzero in values(_upper_bits):
+        upper += histogram
+        size, nonzero = size + own_size, nonzero + own_nonzero
     wanted = list(counts(size, nonzero))
-    places = [find_bin(upper, count) if count else (-1, 0) for count in wanted]
-    lower = {prefix: np.zeros(1 << 16, np.int64) for prefix, _ in places}
-    for part in values():
-        keys = _keys(part)
-        for prefix, bins in lower.items():
-            bins += np.bincount(keys[keys >> 16 == prefix] & 0xFFFF, minlength=len(bins))
+    places = [find_bin(upper, count) if count else (0, 0) for count in wanted]
+    if not any(wanted):
+        return [Threshold(*NONE_KEPT)] * len(wanted)
+    prefixes = [prefix for prefix, _ in places]
+    lower: np.ndarray = sum(values(partial(_lower_bits, prefixes)), start=np.zeros((len(prefixes), 1 << 16), np.int64))
     found = []
-    for count, (prefix, left) in zip(wanted, places, strict=True):
-        low, equal = find_bin(lower[prefix], left) if count else (0, 0)
+    for count, (prefix, left), histogram in zip(wanted, places, lower, strict=True):
+        low, equal = find_bin(histogram, left) if count else (0, 0)
         found.append(Threshold(prefix << 16 | low, equal) if count else Threshold(*NONE_KEPT))
     return found
 
 
-class AmongLargest:
-    """Says which numbers of a sequence are among its largest, one piece after another, from the first to the last.
+def _upper_bits(values: np.ndarray) -> tuple[np.ndarray, int, int]:
+    import numpy as np
+
+    from minerua.kernels import passes
+
+    return passes.histogram([passes.Source(values)], base=None)[0], values.size, int(np.count_nonzero(values))
+
+
+def _lower_bits(prefixes: Sequence[int], values: np.ndarray) -> np.ndarray:
+    from minerua.kernels import passes
+
+    return passes.histogram([passes.Source(values)] * len(prefixes), base=None, prefixes=prefixes)
+
+
+def among_largest(values: np.ndarray, threshold: tuple[int, int]) -> np.ndarray:
+    """Returns, shape (n,), bool, which of n numbers are among the largest, as `Threshold` defines it.
 
     Args:
-        threshold: As `select_largest` returned it.
+        values: Shape (n,), float32, none negative.
+        threshold: A key, and how many of the numbers with this very key are among them, the first.
 
     Example:
         >>> import numpy as np
-        >>> kept = AmongLargest((int(np.float32(3).view(np.uint32)), 1))
-        >>> kept(np.float32([1, 3])).tolist(), kept(np.float32([3, 4])).tolist()
-        ([False, True], [False, True])
+        >>> among_largest(np.float32([1, 3, 3, 4]), (int(np.float32(3).view(np.uint32)), 1)).tolist()
+        [False, True, False, True]
     """
-
-    def __init__(self, threshold: tuple[int, int]) -> None:
-        self._key, self._left = threshold
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Returns, shape (n,), bool, which of the next n numbers are among the largest."""
-        import numpy as np
-
-        keys = _keys(values)
-        equal = keys == self._key
-        kept = np.asarray((keys > self._key) | (equal & (np.cumsum(equal) <= self._left)))
-        self._left -= min(self._left, int(np.count_nonzero(equal)))
-        return kept
-
-
-def _keys(values: np.ndarray) -> np.ndarray:
     import numpy as np
 
-    return (np.ascontiguousarray(values, np.float32).view(np.uint32) & 0x7FFFFFFF).astype(np.int64)
+    key, equal = threshold
+    keys = keys_of(values)
+    kept = keys > key
+    kept[np.flatnonzero(keys == key)[:equal]] = True
+    return kept
+
+
+def keys_of(values: np.ndarray) -> np.ndarray:
+    """Returns the keys of numbers that are not negative: their bits, uint32."""
+    import numpy as np
+
+    return np.ascontiguousarray(values, np.float32).view(np.uint32)
 
 
 def find_bin(histogram: np.ndarray, count: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from minerua.errors import MineruaError, UnknownName
+from minerua.errors import MineruaError, UnknownName, unknown
 from minerua.kernels import passes
 from minerua.merge.configuration import find_layer_key, merged_config
 from minerua.merge.engine import Activations, Work, merge_faults
@@ -95,6 +95,16 @@ class Stage:
         """Its tensors, in the order in which they are done."""
         return self.plan.jobs
 
+    @property
+    def layer_counts(self) -> Mapping[str, int]:
+        """Family of layers → how many the merged model has."""
+        return self.plan.layer_counts
+
+    @property
+    def file_names(self) -> list[str]:
+        """What it writes, the model card left out."""
+        return [*(shard.file_name for shard in self.shards), *sorted(self.files)]
+
     @functools.cached_property
     def work(self) -> Work:
         """What the engine carries out."""
@@ -174,7 +184,7 @@ def prepare_stage(
     Returns:
         The stage, or `None` if something stands in the way.
     """
-    method = faults.attempt(lambda: _method(recipe, methods))
+    method = faults.attempt(lambda: method_of(recipe, methods))
     models = _open_models(recipe, given, faults)
     activations = _activations(recipe, method, open_activations, faults)
     if method is None or any(reference not in models for reference in recipe.references):
@@ -210,14 +220,21 @@ def job_inputs(job: Job) -> tuple[tuple[ModelRef, str], ...]:
 # ── what a recipe names ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _method(recipe: Recipe, methods: Mapping[str, MergeMethodSpec]) -> MergeMethodSpec:
-    if recipe.method in methods:
-        return methods[recipe.method]
+def method_of(recipe: Recipe, methods: Mapping[str, MergeMethodSpec]) -> MergeMethodSpec:
+    """Returns the method that a recipe names.
+
+    Args:
+        recipe: What is merged.
+        methods: Merge methods by name.
+
+    Raises:
+        UnknownName: Nobody provides it; says which are near.
+    """
     try:
         return methods[recipe.method]
+    except UnknownName:
+        raise
     except KeyError:
-        from minerua.errors import unknown
-
         raise UnknownName(unknown("merge method", recipe.method, list(methods))) from None
 
 
@@ -421,22 +438,22 @@ def _count(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
-def card_of(stage: Stage, name: str) -> bytes:
-    """Returns the model card of a stage's result.
+def card_text(recipe: Recipe, method: MergeMethodSpec, name: str, notes: Sequence[str]) -> bytes:
+    """Returns the model card of a merge.
 
     Args:
-        stage: What was merged.
+        recipe: What was merged.
+        method: How.
         name: The folder's name.
+        notes: What the user should know.
     """
-    base = stage.recipe.base
-    references = dict.fromkeys([*stage.recipe.references])
     text = model_card(
         name,
-        method=stage.method.name,
-        models=[reference.text for reference in references],
-        recipe=stage.recipe.text,
-        base=None if base is None else base.text,
-        hub_names=[reference.path for reference in references if not Path(reference.path).expanduser().exists()],
-        notes=stage.notes,
+        method=method.name,
+        models=[reference.text for reference in recipe.references],
+        recipe=recipe.text,
+        base=None if recipe.base is None else recipe.base.text,
+        hub_names=[one.path for one in recipe.references if not Path(one.path).expanduser().exists()],
+        notes=notes,
     )
     return text.encode()

@@ -32,23 +32,9 @@ from minerua.merge.ingredients import (
 from minerua.merge.stages import stage_faults
 from minerua.weights.header import capped, shown
 
-__all__ = [
-    "ActivationsRecipe",
-    "Input",
-    "ModelRef",
-    "ModelToken",
-    "Module",
-    "Recipe",
-    "Rule",
-    "Setting",
-    "Slice",
-    "TokenRule",
-    "TokenizerRecipe",
-    "parse_recipes",
-    "parse_reference",
-]
+__all__ = ["ModelRef", "Recipe", "parse_recipes", "parse_reference"]
 
-DTYPES: Mapping[str, str] = MappingProxyType(
+_DTYPES: Mapping[str, str] = MappingProxyType(
     {
         "float32": "float32",
         "float16": "float16",
@@ -170,7 +156,7 @@ class _Reading:
         return known[0]
 
     def whole(self, value: Any, path: _Path, *, fewest: int, most: int) -> int:
-        number = whole_number(value)
+        number = _whole_number(value)
         if number is not None and fewest <= number <= most:
             return number
         self.wanted(path, f"a whole number from {fewest} to {most}", value)
@@ -182,7 +168,7 @@ class _Reading:
         return value is True
 
 
-def whole_number(value: Any) -> int | None:
+def _whole_number(value: Any) -> int | None:
     """Returns a whole number that may be written as a text or with a point, or `None` if it is none."""
     if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20:
         return int(value)
@@ -227,9 +213,9 @@ def _method(reading: _Reading, value: Any, path: _Path) -> str:
 
 def _dtype(reading: _Reading, value: Any, path: _Path) -> str:
     name = reading.word(value, path).removeprefix("torch.")
-    if name and name not in DTYPES:
-        reading.wanted(path, f"one of {', '.join(DTYPES)}", value)
-    return DTYPES.get(name, "float32")
+    if name and name not in _DTYPES:
+        reading.wanted(path, f"one of {', '.join(_DTYPES)}", value)
+    return _DTYPES.get(name, "float32")
 
 
 def _name(reading: _Reading, value: Any, path: _Path) -> str:
@@ -253,7 +239,7 @@ def _source(reading: _Reading, value: Any, path: _Path) -> Input:
 
 
 def _layer_range(reading: _Reading, value: Any, path: _Path) -> tuple[int, int]:
-    numbers = [whole_number(item) for item in value] if isinstance(value, list) else []
+    numbers = [_whole_number(item) for item in value] if isinstance(value, list) else []
     first, end = numbers if len(numbers) == 2 else (None, None)
     if first is None or end is None or not 0 <= first <= _MAX_LAYERS or not 0 <= end <= _MAX_LAYERS:
         reading.wanted(path, "[first layer, one past the last]", value)

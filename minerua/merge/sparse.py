@@ -183,7 +183,7 @@ def _largest_masks(tensors: MergeTensors) -> list[Mask]:
     from minerua.kernels.sources import Mask
 
     if tensors.semantics == "paper" and tensors.experts:
-        return [Mask(top=top) for top in tensors.prepared[tensors.number]]
+        return [Mask(top=top) for top in tensors.prepared[tensors.name]]
     size = pieces.size_of(tensors.shape)
     counts = [_kept(density, size) for density in tensors.parameters["density"]]
     if all(count == size for count in counts):
@@ -338,7 +338,7 @@ def _thins(mask: Mask) -> bool:
 # ── thresholds over the whole model ──────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare_ties(all_tensors: Sequence[MergeTensors]) -> dict[int, list[Threshold]] | None:
+def prepare_ties(all_tensors: Sequence[MergeTensors]) -> dict[str, list[Threshold]] | None:
     """Finds, for `semantics: paper`, the thresholds that keep the largest `density` of each expert's whole task vector.
 
     All tensors are gone over twice, and once more where equal magnitudes at a threshold have to be shared out: to the
@@ -348,7 +348,7 @@ def prepare_ties(all_tensors: Sequence[MergeTensors]) -> dict[int, list[Threshol
         all_tensors: Every tensor that is merged.
 
     Returns:
-        Tensor number → one threshold per expert; `None` for other semantics.
+        Tensor name → one threshold per expert; `None` for other semantics.
 
     Raises:
         ConfigError: A density is not the same for all tensors.
@@ -389,7 +389,7 @@ def _find(histograms: np.ndarray, counts: Sequence[int]) -> tuple[list[int], lis
 
 def _share_out(
     all_tensors: Sequence[MergeTensors], keys: Sequence[int], equal: Sequence[int]
-) -> dict[int, list[Threshold]]:
+) -> dict[str, list[Threshold]]:
     from minerua.kernels import passes
     from minerua.kernels.sources import Threshold
 
@@ -398,5 +398,5 @@ def _share_out(
         present = passes.count_equal(tensors.experts, base=tensors.base, keys=keys).tolist()
         taken = [min(count, rest) for count, rest in zip(present, left, strict=True)]
         left = [rest - own for rest, own in zip(left, taken, strict=True)]
-        thresholds[tensors.number] = [Threshold(key, own) for key, own in zip(keys, taken, strict=True)]
+        thresholds[tensors.name] = [Threshold(key, own) for key, own in zip(keys, taken, strict=True)]
     return thresholds

@@ -66,7 +66,6 @@ def map_rows(
     ids: Mapping[str, int],
     vocabulary: int,
     rules: Mapping[str, TokenRule],
-    known: Mapping[ModelRef, Known],
 ) -> dict[ModelRef, RowMap]:
     """Aligns the models that one tensor is merged from; the rules are those of `minerua.merge.tokenizer`.
 
@@ -75,8 +74,7 @@ def map_rows(
         base: Whose row stands in for a missing one if it is among the models; or `None`.
         ids: Token → merged row.
         vocabulary: How many merged rows there are.
-        rules: Token → what the recipe says about it.
-        known: Every model that rules may name → its tokens.
+        rules: Token → what the recipe says about it; models that it needs are among `models`.
 
     Returns:
         A map for each model.
@@ -91,7 +89,7 @@ def map_rows(
     made: dict[int, tuple[Row, ...]] = {}
     for token, number in ids.items():
         if lacking[number] or number in forced:
-            row = _ruled_row(token, rules.get(token, _NO_RULE), known, faults)
+            row = _ruled_row(token, rules.get(token, _NO_RULE), models, faults)
             made[number] = _default_row(number, own, base) if row is None else row
     if faults:
         raise ConfigError("the embeddings of some tokens cannot be made", capped(faults, limit=_MAX_FAULTS))
@@ -146,18 +144,18 @@ def _default_row(number: int, own: Mapping[ModelRef, np.ndarray], base: ModelRef
 
 
 def _ruled_row(
-    token: str, rule: TokenRule, known: Mapping[ModelRef, Known], faults: list[str]
+    token: str, rule: TokenRule, models: Mapping[ModelRef, Known], faults: list[str]
 ) -> tuple[Row, ...] | None:
     """Returns the row that a recipe asks for, nothing for zeros; `None` where it leaves the choice."""
     if rule.source is None or isinstance(rule.source, str):
         return None if rule.source is None else ()
     asked = rule.source if isinstance(rule.source, ModelToken) else ModelToken(rule.source, token)
     where = f"tokenizer.tokens[{shown(token)}] takes a row of {asked.model.text}"
-    if asked.model not in known:
-        among = ", ".join(model.text for model in known)
+    if asked.model not in models:
+        among = ", ".join(model.text for model in models)
         faults.append(f"{where}, whose embedding is not among those that are merged: {among}")
         return ()
-    ids, height = known[asked.model]
+    ids, height = models[asked.model]
     row = ids.get(asked.token, -1) if asked.token is not None else asked.token_id
     if row is None or not 0 <= row < height:
         what = f"token {shown(asked.token)}" if asked.token is not None else f"token_id {asked.token_id}"

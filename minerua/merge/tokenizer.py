@@ -83,14 +83,8 @@ class TokenizerPlan:
         Raises:
             ConfigError: A row that the recipe's `tokens` ask for does not exist; lists all faults.
         """
-        return map_rows(
-            {model: self._known[model] for model in models},
-            base=base,
-            ids=self.ids,
-            vocabulary=self.vocabulary,
-            rules=self._rules,
-            known=self._known,
-        )
+        known = {model: self._known[model] for model in models}
+        return map_rows(known, base=base, ids=self.ids, vocabulary=self.vocabulary, rules=self._rules)
 
 
 def copy_tokenizer(folders: Sequence[Path], *, donor: Path, chat_template: str | None = None) -> TokenizerFiles:
@@ -143,7 +137,7 @@ def plan_tokenizer(
         ConfigError: The recipe asks for what is not there, such as a chat template; lists all faults.
         CheckpointError: Tokenizer files cannot be read or changed; lists the faults of all models.
     """
-    donor = next(iter(heights)) if base is None else base
+    donor = next(iter(heights or folders)) if base is None else base
     start = donor if isinstance(recipe.source, str) else recipe.source
     _check_recipe(recipe, start, folders)
     opened = _opened(folders, needed=(donor, start))
@@ -189,25 +183,26 @@ def _template(wanted: str | None, folders: Sequence[Path]) -> str | None:
 
 def _opened(folders: Mapping[ModelRef, Path], *, needed: Sequence[ModelRef]) -> dict[ModelRef, Vocabulary]:
     """Reads the tokenizers of all models; those that have none are left out, but for the needed ones."""
-    opened: dict[ModelRef, Vocabulary] = {}
+    read: dict[Path, Vocabulary | None] = {}  # a folder once, however many adapters are applied to its model
     faults: list[str] = []
-    for model, folder in folders.items():
+    for folder in dict.fromkeys(folders.values()):
         try:
-            vocabulary = open_vocabulary(folder)
+            read[folder] = open_vocabulary(folder)
         except CheckpointError as error:
             faults += error.faults
-            continue
-        if vocabulary is not None:
-            opened[model] = vocabulary
-        elif model in needed:
-            faults.append(f"{folder} has no {FAST}, but the merged tokenizer is to be made from {model.text}'s")
+    for model in dict.fromkeys(needed):
+        if folders[model] in read and read[folders[model]] is None:
+            faults.append(f"{folders[model]} has no {FAST}, but the merged tokenizer is to be made from {model.text}'s")
     if faults:
         raise CheckpointError("the tokenizers cannot be read", faults)
-    return opened
+    found = {model: read[folder] for model, folder in folders.items()}
+    return {model: vocabulary for model, vocabulary in found.items() if vocabulary is not None}
 
 
 def _known(vocabulary: Vocabulary, height: int) -> Known:
     """Returns the tokens that have a row in an embedding; the others can never have been trained."""
+    if max(vocabulary.ids.values(), default=-1) < height:
+        return Known(vocabulary.ids, height)
     return Known({token: number for token, number in vocabulary.ids.items() if number < height}, height)
 
 
@@ -318,8 +313,10 @@ def _notes(
             "tokens that only other models have are found in a text as they are written, before it is cut into words: "
             f"{_some(ordinary)}"
         )
-    nowhere = [token for token in merged.ids if not any(token in tokens.ids for tokens in known.values())]
-    nowhere = [token for token in nowhere if token not in recipe.tokens or recipe.tokens[token].source is None]
+    unknown = merged.ids.keys() - set().union(*(tokens.ids for tokens in known.values()))
+    nowhere = [
+        token for token in merged.ids if token in unknown and recipe.tokens.get(token, TokenRule()).source is None
+    ]
     if nowhere:
         yield f"no model has an embedding of these tokens, their rows are zero: {_some(nowhere)}"
 

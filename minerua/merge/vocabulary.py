@@ -247,14 +247,15 @@ def _model_ids(model: object) -> tuple[dict[str, int], list[str]]:
     return ({} if wrong else {pair[0]: place for place, pair in enumerate(vocab)}), wrong
 
 
-def _checked_ids(vocab: Mapping[str, object]) -> tuple[dict[str, int], list[str]]:
-    ids = {token: number for token, number in vocab.items() if _is_id(number)}
-    wrong = [
+def _checked_ids(vocab: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
+    numbers = vocab.values()
+    if set(map(type, numbers)) <= {int} and min(numbers, default=0) >= 0 and max(numbers, default=0) <= MAX_ID:
+        return dict(vocab), []  # at once, as there may be hundreds of thousands
+    return {}, [
         f"token {shown(token)} has the id {shown(number)}, which is not an integer from 0 to {MAX_ID}"
         for token, number in vocab.items()
         if not _is_id(number)
     ]
-    return ids, wrong  # type: ignore[return-value]  # _is_id says that they are integers
 
 
 def _is_id(number: object) -> bool:

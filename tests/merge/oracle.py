@@ -120,11 +120,11 @@ def tensors_of(
     number: int = 0,
     prepared: Any = None,
 ) -> MergeTensors:
-    """Returns a tensor in memory as merge methods are given it."""
+    """Returns a tensor in memory as merge methods are given it, named after its number."""
     like = experts[0] if base is None else base
     sources = tuple(Source(expert) for expert in experts)
     start = None if base is None else Source(base)
-    return MergeTensors("w", like.shape, number, sources, start, settings, semantics, seed, prepared)
+    return MergeTensors(f"w{number or ''}", like.shape, number, sources, start, settings, semantics, seed, prepared)
 
 
 def filled(spec: MergeMethodSpec, count: int, given: dict[str, Any]) -> dict[str, Any]:

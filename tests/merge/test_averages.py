@@ -276,8 +276,9 @@ def test_rows_of_no_length_merge_to_nothing():
 
 def test_the_karcher_mean_leaves_out_what_is_opposite_to_it():
     experts, _ = drawn(1, (5, 7))
-    merged = minerua("karcher", [experts[0], experts[0], -experts[0]])
-    assert_close(merged, np.float64(experts[0]))
+    models = [experts[0], experts[0], -experts[0]]
+    assert_close(minerua("karcher", models), np.float64(experts[0]))
+    assert error(mergekit("karcher", models), np.float64(experts[0])) > 0.5  # divided by the sine of a half turn
 
 
 def test_without_eps_experts_on_a_line_have_a_mean_direction_where_mergekit_has_none():
@@ -293,6 +294,8 @@ def test_three_experts_that_cancel_out_have_no_mean_direction():
     weight = [1.0, 1.0, float(np.linalg.norm(third))]
     with pytest.raises(ConfigError, match=r"tensor 'w' the 3 experts .* cancel out, so they have no mean direction"):
         minerua("multislerp", [first, second, third], weight=weight)
+    theirs = [mergekit("multislerp", [first, second, third], weight=weight, dtype=d) for d in ("float32", "float64")]
+    assert error(*theirs) > 0.1  # made of rounding
 
 
 def test_two_opposite_experts_take_their_weighted_sum():
@@ -308,6 +311,7 @@ def test_weights_that_sum_to_zero_are_refused(name, normalize):
         minerua(name, experts, weight=[1.0, -1.0])
     assert "weights [1.0, -1.0] sum to zero and cannot be normalised" in str(caught.value)
     assert np.isfinite(minerua(name, experts, weight=[1.0, -1.0], **{normalize: False})).all()
+    assert not np.isfinite(mergekit(name, experts, weight=[1.0, -1.0])).all()
 
 
 def test_weights_that_sum_to_zero_are_refused_before_anything_is_merged():

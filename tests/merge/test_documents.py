@@ -158,3 +158,12 @@ def test_any_text_is_read_or_refused(text):
     for document in found:
         assert document.content is not None
         assert document.text in text
+
+
+@given(st.lists(YAML_WORDS, max_size=40).map("".join))
+def test_what_is_read_is_what_safe_yaml_reads(text):
+    try:
+        found = read_documents(text, where="r.yml")
+    except ConfigError:
+        return
+    assert [document.content for document in found] == [one for one in yaml.safe_load_all(text) if one is not None]

@@ -16,7 +16,7 @@ from minerua.merge.layers import families, is_after, may_count_tokens, module_of
 from minerua.merge.recipe import parse_recipes, parse_reference
 from minerua.merge.settings import evaluate, resolve
 from minerua.values import MergeParameter
-from tests.merge.test_recipe import GRADIENT_SLERP, STACKED, STAGES, TIES
+from tests.merge.recipes import GRADIENT_SLERP, STACKED, STAGES, TIES
 
 FOUND = importlib.util.find_spec("mergekit")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="mergekit is not installed")

@@ -136,8 +136,10 @@ def test_parameters_of_other_methods_are_noted():
 def test_a_parameter_of_the_whole_merge_below_a_model_is_noted():
     flag = {"normalize": Setting((Rule(True),), "models[0].parameters.normalize")}
     recipe = Recipe("ties", models=(Input(ModelRef("a"), None, flag),))
-    wanted = "models[0].parameters.normalize has no effect below one model: normalize holds for the whole merge"
-    assert setting_faults(recipe, METHOD) == ([], [wanted])
+    assert setting_faults(recipe, METHOD) == (
+        [],
+        ["models[0].parameters.normalize has no effect below one model: normalize holds for the whole merge"],
+    )
 
 
 def test_settings_are_checked_at_every_place():

@@ -24,6 +24,8 @@ from .oracle import (
 
 WEIGHTS = [0.7, 0.2, 1.3, -0.4]
 DENSITIES = [0.5, 0.2, 1.0, 0.83]
+FLAGS = [(True, True, 0.8), (True, False, 1.0), (False, True, -0.3), (False, False, 1.0)]
+"""Values of `normalize`, `rescale` and `lambda` that tests go through."""
 
 EXACT = ["task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties"]
 RANDOM = {"dare_linear": {}, "dare_ties": {}, "della_linear": {"epsilon": 0.1}, "della": {"epsilon": 0.1}}
@@ -62,22 +64,15 @@ def _kept(expert, base, mask):
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("density", ["mixed", 0.01, 1.0, 0.0])
-def test_a_method_without_chance_gives_what_mergekit_gives(name, shape, count, normalize, rescale, density):
+def test_a_method_without_chance_gives_what_mergekit_gives(name, shape, count, density):
     experts, base = drawn(count, shape, seed=5)
-    densities = DENSITIES[:count] if density == "mixed" else [density] * count
-    asked = {
-        "weight": WEIGHTS[:count],
-        "density": densities,
-        "normalize": normalize,
-        "rescale": rescale,
-        "lambda_": 0.8,
-    }
-    ours, theirs = minerua(name, experts, base, **asked), mergekit(name, experts, base, **asked)
-    np.testing.assert_array_equal(ours != base, theirs != base)
-    assert_close(ours, theirs)
+    asked = {"weight": WEIGHTS[:count], "density": DENSITIES[:count] if density == "mixed" else [density] * count}
+    for normalize, rescale, lambda_ in FLAGS:
+        asked |= {"normalize": normalize, "rescale": rescale, "lambda_": lambda_}
+        ours, theirs = minerua(name, experts, base, **asked), mergekit(name, experts, base, **asked)
+        np.testing.assert_array_equal(ours != base, theirs != base)
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
@@ -131,6 +126,15 @@ def test_random_methods_keep_their_density_and_the_l1_norm(name, density):
     kept = minerua(name, experts, base, **asked) - base
     assert np.mean(kept != 0) == pytest.approx(density, rel=0.01)
     assert np.abs(kept).sum() == pytest.approx(np.abs(delta).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_int8_mask_changes_nothing_as_in_mergekit(name):
+    experts, base = drawn(3, (6, 35))
+    asked = {"weight": [0.7, 0.2, 1.3], "density": 0.5}
+    theirs = mergekit(name, experts, base, int8_mask=True, **asked)
+    np.testing.assert_array_equal(theirs, mergekit(name, experts, base, **asked))
+    assert_close(minerua(name, experts, base, int8_mask=True, **asked), theirs)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -320,8 +324,8 @@ def test_the_papers_random_methods_divide_by_the_probability_of_keeping(name):
 def test_the_papers_random_methods_are_right_on_average(name):
     (expert,), base = drawn(1, (5, 8))
     asked = {"weight": 1.0, "density": 0.6, "semantics": "paper", **RANDOM[name]}
-    mean = np.mean([minerua(name, [expert], base, seed=seed, **asked) for seed in range(2000)], axis=0)
-    np.testing.assert_allclose(mean, expert, atol=0.1 * np.abs(expert - base).max())
+    mean = np.mean([minerua(name, [expert], base, seed=seed, **asked) for seed in range(500)], axis=0)
+    np.testing.assert_allclose(mean, expert, atol=0.2 * np.abs(expert - base).max())
 
 
 @pytest.mark.parametrize("name", ELECTED)
@@ -364,14 +368,19 @@ def test_random_masks_depend_on_seed_tensor_and_model_and_on_nothing_else(name):
     assert kept(number=1) != first
     assert kept(seed=1) != first
     assert kept([base, expert], weight=[0.0, 1.0]) != first
+    theirs = [mergekit(name, [expert], base, **asked) for _ in range(2)]
+    assert (theirs[0] != theirs[1]).any()  # from torch's own generator, in the order of the merge
 
 
 @pytest.mark.parametrize("name", ["della", "della_linear"])
-def test_della_ranks_along_the_last_axis_whatever_the_shape(name):
+def test_della_ranks_along_the_last_axis_whatever_the_shape(name, our_masks):
     experts, base = drawn(2, (3, 4, 10))
     asked = {"weight": 1.0, "density": 0.5, "epsilon": 0.4}
     flat = minerua(name, [e.reshape(12, 10) for e in experts], base.reshape(12, 10), **asked)
     np.testing.assert_array_equal(minerua(name, experts, base, **asked).reshape(12, 10), flat)
+    our_masks.masks = [np.ones((3, 4, 10), bool)] * 2
+    mergekit(name, experts, base, **asked)
+    assert len(np.unique(our_masks.asked[0].round(6))) == 4  # along the middle one
 
 
 @pytest.mark.parametrize("name", ["della", "della_linear"])
@@ -379,8 +388,8 @@ def test_della_ranks_along_the_last_axis_whatever_the_shape(name):
 def test_della_keeps_rows_of_one_element_with_the_plain_density(name, shape):
     (expert,), base = drawn(1, shape)
     asked = {"weight": 1.0, "density": 0.5, "epsilon": 0.1, "rescale": False}
-    seeds = range(1 if len(shape) == 2 else 400)
-    with pytest.raises(RuntimeError if shape else IndexError, match="p_in >= 0 && p_in <= 1|Dimension out of range"):
+    seeds = range(1 if len(shape) == 2 else 200)
+    with pytest.raises(RuntimeError if shape else IndexError, match=r"p_in >= 0 && p_in <= 1|Dimension out of range"):
         mergekit(name, [expert], base, **asked)
     kept = [minerua(name, [expert], base, seed=seed, **asked) != base for seed in seeds]
     assert 0.4 < np.mean(kept) < 0.6

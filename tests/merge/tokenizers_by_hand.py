@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from minerua.merge.ingredients import ModelRef, TokenizerRecipe
+from minerua.merge.token_rows import RowMap, extra_rows
+from minerua.merge.tokenizer import TokenizerPlan, plan_tokenizer
+
+SOME = ["<unk>", "a", "b", "ab", "c"]
 
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
@@ -124,3 +131,58 @@ def load_tokenizer(folder: Path) -> Any:
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers")
         return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def plan_of(
+    folders: Sequence[Path],
+    recipe: TokenizerRecipe,
+    *,
+    base: int | None = 0,
+    heights: Sequence[int] | None = None,
+    chat_template: str | None = None,
+) -> TokenizerPlan:
+    """The plan for models that are called by their folders' names; heights are those in their configurations."""
+    refs = [ModelRef(folder.name) for folder in folders]
+    heights = heights or [json.loads((folder / "config.json").read_text())["vocab_size"] for folder in folders]
+    return plan_tokenizer(
+        recipe,
+        dict(zip(refs, folders, strict=True)),
+        base=None if base is None else refs[base],
+        heights=dict(zip(refs, heights, strict=False)),
+        chat_template=chat_template,
+    )
+
+
+def aligned(row_map: RowMap, tensors: Mapping[ModelRef, np.ndarray]) -> np.ndarray:
+    """The merged rows of one model's tensor, shape (vocabulary, width)."""
+    extra = extra_rows(row_map, lambda model, rows: tensors[model][rows])
+    own = tensors[row_map.model]
+    return np.stack([own[row] if row >= 0 else extra[-1 - row] for row in row_map.rows])
+
+
+def embeddings_of(folders: Sequence[Path], width: int = 3) -> dict[ModelRef, np.ndarray]:
+    """Model → random embedding with as many rows as its configuration says."""
+    heights = [json.loads((folder / "config.json").read_text())["vocab_size"] for folder in folders]
+    rng = np.random.default_rng(0)
+    return {
+        ModelRef(folder.name): rng.standard_normal((height, width)).astype(np.float32)
+        for folder, height in zip(folders, heights, strict=True)
+    }
+
+
+def saved(plan: TokenizerPlan, folder: Path) -> Path:
+    """A folder with the plan's files and the configuration of a Llama."""
+    put(folder, "config.json", {"model_type": "llama"})
+    for name, content in plan.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def three_models(folder: Path) -> list[Path]:
+    """A base and two models that have other tokens, in another order; the last embedding is padded."""
+    return [
+        write_tokenizer(folder / "base", SOME, merges=["a b"], special=["<s>"], settings={"bos_token": "<s>"}),
+        write_tokenizer(folder / "x", ["<unk>", "c", "b", "a", "d"], special=["<s>", "<|im_end|>"]),
+        write_tokenizer(folder / "y", ["<unk>", "a", "b", "c", "e", "d"], special=["<s>"], height=16),
+    ]
