@@ -196,7 +196,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merges models as a recipe says, tensor by tensor from disk to disk."""
-    from minerua.merge import merge_models, prepare_merge
+    from minerua.merge.merging import merge_models, prepare_merge
     from minerua.run.activations import open_activations
 
     registry = load_registry()
@@ -219,6 +219,48 @@ def merge(
     for note in summary["notes"]:
         typer.echo(f"note: {note}")
     typer.echo("nothing was written" if dry_run else f"The merged model: {out}")
+
+
+@app.command()
+def extract(
+    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The fine-tune: a file or a folder of safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder for the adapter; new or empty.")],
+    *,
+    base: Annotated[Path, typer.Option(help="The checkpoint that the fine-tune began with.")],
+    rank: Annotated[int, typer.Option(min=1, help="The most that a matrix's factors may have.")] = 128,
+    energy: Annotated[float | None, typer.Option(help="Share of the squared norm that is enough.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only modules in whose path this is found.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No modules in whose path this is found.")] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="Leave out changes that an adapter cannot hold.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the randomised decomposition.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a LoRA adapter of what a fine-tune changed, by a randomised SVD of each matrix."""
+    from minerua.merge.extract import extract as extract_adapter
+    from minerua.weights import open_checkpoint
+
+    found = extract_adapter(
+        open_checkpoint(base),
+        open_checkpoint(tuned),
+        out,
+        rank=rank,
+        energy=energy,
+        include=include or (),
+        exclude=exclude or (),
+        skip_undecomposable=skip,
+        seed=seed,
+        base_name=str(base),
+    )
+    if as_json:
+        matrices = [vars(one) for one in found.matrices]
+        left_out = dict(found.left_out)
+        print_json({"lost_fraction": found.lost_fraction, "left_out": left_out, "matrices": matrices})
+        return
+    rows = [(one.name, str(one.rank), f"{one.lost_fraction:.4%}") for one in found.matrices]
+    print_table([("MATRIX", "RANK", "LEFT OUT"), *rows])
+    for name, reason in found.left_out.items():
+        typer.echo(f"left out: {name}: {reason}")
+    typer.echo(f"The adapter: {out}; {found.lost_fraction:.2%} of the change's squared norm is not in it")
 
 
 # ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────────

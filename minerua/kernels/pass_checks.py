@@ -116,7 +116,7 @@ class Faults:
             self.found.append(f"{name} has shape {source.shape}, source 0 has {first.shape}; they must be alike")
 
 
-def _source_faults(name: str, source: Source) -> Iterator[str]:
+def _source_faults(name: str, source: Any) -> Iterator[str]:
     if not isinstance(source, Source) or not isinstance(source.array, np.ndarray):
         yield f"{name} is a {type(source).__name__}; pass a Source of a numpy array"
         return
@@ -157,7 +157,7 @@ def _part_faults(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ..
 
 
 def _array_faults(target: Target, size: int) -> Iterator[str]:
-    array = target.array
+    array: Any = target.array
     if not isinstance(array, np.ndarray):
         yield f"the target's array is a {type(array).__name__}; pass a numpy array"
         return

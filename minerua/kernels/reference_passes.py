@@ -173,9 +173,10 @@ def merge_masked(
             kept, probability = kept_elements(term, mask)
             part = np.where(kept, term, np.float32(0))
             kept_parts.append(np.where(kept, part / probability, part) if mask.inverse else part)
-        total, divisor = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        elected = np.zeros(size, np.float32)
-        for vote, part in zip(votes or (), kept_parts, strict=False):
+        total: np.ndarray = np.zeros(size, np.float32)
+        divisor: np.ndarray = np.zeros(size, np.float32)
+        elected: np.ndarray = np.zeros(size, np.float32)
+        for vote, part in zip(() if votes is None else votes, kept_parts, strict=False):
             elected = elected + np.float32(vote) * part
         for k, part in enumerate(kept_parts):
             agrees = np.ones(size, bool)

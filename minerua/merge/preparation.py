@@ -17,7 +17,7 @@ from minerua.errors import MineruaError, UnknownName, unknown
 from minerua.kernels import passes
 from minerua.merge.configuration import find_layer_key, merged_config
 from minerua.merge.engine import Activations, Work, merge_faults
-from minerua.merge.ingredients import ModelRef, Recipe
+from minerua.merge.ingredients import ModelRef, Recipe, TokenizerRecipe
 from minerua.merge.layers import families, may_count_tokens
 from minerua.merge.models import Model, locate, open_model
 from minerua.merge.output import (
@@ -135,16 +135,15 @@ class Stage:
         source = self.models[model].source(name)
         if self.tokenizer is None or not job.vocabulary:
             return source
-        row_map = self._row_map(model, job)
+        row_map = self._row_map(self.tokenizer, model, job)
         if row_map.is_identity(source.shape[0]):
             return source
         return _in_merged_order(source, row_map, lambda other, rows: self._rows(other, job, rows))
 
-    def _row_map(self, model: ModelRef, job: Job) -> RowMap:
-        assert self.tokenizer is not None
+    def _row_map(self, tokenizer: TokenizerPlan, model: ModelRef, job: Job) -> RowMap:
         members = tuple(holder for holder, _ in job_inputs(job))
         if (model, members) not in self._aligned:
-            maps = self.tokenizer.row_maps(list(dict.fromkeys(members)), base=self.recipe.base)
+            maps = tokenizer.row_maps(list(dict.fromkeys(members)), base=self.recipe.base)
             self._aligned.update({(holder, members): row_map for holder, row_map in maps.items()})
         return self._aligned[model, members]
 
@@ -191,7 +190,7 @@ def prepare_stage(
         return None
     merged = {reference: models[reference] for reference in recipe.references}
     donor = merged[recipe.base] if recipe.base is not None else next(iter(merged.values()))
-    tokenizer = _tokenizer(recipe, models, merged, faults) if recipe.tokenizer is not None else None
+    tokenizer = _tokenizer(recipe, recipe.tokenizer, models, merged, faults) if recipe.tokenizer else None
     heights = {reference: rows for reference, model in merged.items() if (rows := _embedding_rows(model))}
     tied = {reference: name for reference, model in merged.items() if (name := _tied_embedding(model))}
     planned = plan(
@@ -283,10 +282,12 @@ def _activations(
 
 
 def _tokenizer(
-    recipe: Recipe, models: Mapping[ModelRef, Model], merged: Mapping[ModelRef, Model], faults: Faults
+    recipe: Recipe,
+    asked: TokenizerRecipe,
+    models: Mapping[ModelRef, Model],
+    merged: Mapping[ModelRef, Model],
+    faults: Faults,
 ) -> TokenizerPlan | None:
-    asked = recipe.tokenizer
-    assert asked is not None
     heights = {reference: rows for reference, model in merged.items() if (rows := _embedding_rows(model))}
     without = [model.text for reference, model in merged.items() if reference not in heights]
     faults += [f"{text} has no embedding that vocabularies could be aligned by" for text in without]

@@ -102,7 +102,7 @@ def extra_rows(row_map: RowMap, read: ReadRows, *, out: np.ndarray | None = None
 
     Args:
         row_map: Which rows.
-        read: Gives rows of the models' own tensors, adapters applied; called with 4096 rows at most.
+        read: Gives rows of the models' own tensors, adapters applied; called with 1 to 4096 rows.
         out: Shape (extra_count, width), float32, to write into, such as a mapped file where there are many; it is
             overwritten. Default: a new array.
 
@@ -110,7 +110,7 @@ def extra_rows(row_map: RowMap, read: ReadRows, *, out: np.ndarray | None = None
         Shape (extra_count, width), float32: `out`, if given. Means are summed in the order of the models, in float32;
         the mean for padding in float64.
     """
-    width = read(row_map.model, row_map.rows[:0]).shape[1]
+    width = read(row_map.model, np.zeros(1, np.int64)).shape[1]
     made = np.empty((row_map.extra_count, width), np.float32) if out is None else out
     made[:] = 0
     for model, places, rows in _terms(row_map.extra):

@@ -183,20 +183,25 @@ def _template(wanted: str | None, folders: Sequence[Path]) -> str | None:
 
 def _opened(folders: Mapping[ModelRef, Path], *, needed: Sequence[ModelRef]) -> dict[ModelRef, Vocabulary]:
     """Reads the tokenizers of all models; those that have none are left out, but for the needed ones."""
-    read: dict[Path, Vocabulary | None] = {}  # a folder once, however many adapters are applied to its model
-    faults: list[str] = []
-    for folder in dict.fromkeys(folders.values()):
-        try:
-            read[folder] = open_vocabulary(folder)
-        except CheckpointError as error:
-            faults += error.faults
+    faults: dict[Path, tuple[str, ...]] = {}
+    distinct = dict.fromkeys(folders.values())  # a folder once, however many adapters are applied to its model
+    read = {folder: _vocabulary(folder, faults) for folder in distinct}
     for model in dict.fromkeys(needed):
-        if folders[model] in read and read[folders[model]] is None:
-            faults.append(f"{folders[model]} has no {FAST}, but the merged tokenizer is to be made from {model.text}'s")
+        folder = folders[model]
+        if read[folder] is None and folder not in faults:
+            faults[folder] = (f"{folder} has no {FAST}, but the merged tokenizer is to be made from {model.text}'s",)
     if faults:
-        raise CheckpointError("the tokenizers cannot be read", faults)
-    found = {model: read[folder] for model, folder in folders.items()}
-    return {model: vocabulary for model, vocabulary in found.items() if vocabulary is not None}
+        raise CheckpointError("the tokenizers cannot be read", [fault for found in faults.values() for fault in found])
+    opened = {model: read[folder] for model, folder in folders.items()}
+    return {model: vocabulary for model, vocabulary in opened.items() if vocabulary is not None}
+
+
+def _vocabulary(folder: Path, faults: dict[Path, tuple[str, ...]]) -> Vocabulary | None:
+    try:
+        return open_vocabulary(folder)
+    except CheckpointError as error:
+        faults[folder] = error.faults
+        return None
 
 
 def _known(vocabulary: Vocabulary, height: int) -> Known:
