@@ -4,8 +4,8 @@ Whole processes on the same files in one run: a base and three fine-tunes with t
 parameters, bfloat16, in the page cache. Bound: a merge reads its inputs and writes its output, so it cannot be faster
 than a copy that does. `floor` is that copy: `cat` reads all inputs but the last, `cp` copies the last; nobody waits for
 the disk. Expected: at most twice the floor, at most 600 MB of memory beyond the files' maps, and ahead of mergekit by
-the factors in METHODS. mergekit runs with the fastest of its options on a CPU, MERGEKIT_OPTIONS; what of its time is
-start-up shows in the row of `mergekit-yaml --help`.
+the factors in METHODS. mergekit runs with the fastest of its options on a CPU; what of its time is start-up shows in
+the row of `mergekit-yaml --help`.
 
 The answers are checked first: minerua's against float64 (every element one rounding away, the error at most
 mergekit's), all tensors against mergekit's; merges at random by what their masks can give, and in all by how much
@@ -44,7 +44,9 @@ FLOORS = 2.0
 LIMIT_BYTES = 600_000_000
 """Of memory beyond file maps."""
 
-MERGEKIT_OPTIONS = ("--quiet", "--async-write")
+MERGEKIT_OPTIONS = (("--quiet", "-j", "1"), ("--quiet",))
+"""Of the first round and of the second: with one thread, and with all; which is faster depends on the method. Its other
+options for a CPU (`--lazy-unpickle`, `--async-write`, `--clone-tensors`, `--no-copy-tokenizer`) made no difference."""
 
 WEIGHTS = (0.5, 0.75, 0.25)
 """Exact in every format, so that sums that are zero are zero in all of them."""
@@ -174,7 +176,8 @@ class Field:
             return ["sh", "-c", read_and_copy, "floor", out, files[-1], *files[:-1]]
         recipe = self._written_recipe(name)
         if tool == "mergekit":
-            return [sys.executable, "-m", "mergekit.scripts.run_yaml", recipe, out, *MERGEKIT_OPTIONS]
+            options = MERGEKIT_OPTIONS[len(self.runs.get((name, tool), ())) % len(MERGEKIT_OPTIONS)]
+            return [sys.executable, "-m", "mergekit.scripts.run_yaml", recipe, out, *options]
         return [sys.executable, "-m", "minerua", "merge", recipe, out]
 
     def run_all_of_mergekit(self) -> None:

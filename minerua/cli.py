@@ -7,6 +7,7 @@ A command raises a `MineruaError` for a user's mistake and returns for success; 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from minerua import __version__
 from minerua.errors import MineruaError, PluginError
 
 if TYPE_CHECKING:
+    from minerua.merge.engine import Activations
     from minerua.registry import Plugin, Registry
     from minerua.report import Summary
     from minerua.run import Progress
@@ -197,7 +199,6 @@ def merge(
 ) -> None:
     """Merges models as a recipe says, tensor by tensor from disk to disk."""
     from minerua.merge.merging import merge_models, prepare_merge
-    from minerua.run.activations import open_activations
 
     registry = load_registry()
     prepared = prepare_merge(
@@ -206,7 +207,7 @@ def merge(
         shard_size=shard_size,
         seed=seed,
         semantics=None if semantics is None else semantics.value,
-        open_activations=lambda model, tasks: open_activations(model, tasks, registry=registry),
+        open_activations=functools.partial(_open_activations, registry=registry),
     )
     if not dry_run:
         with _byte_bar("merging") as progress:
@@ -219,6 +220,12 @@ def merge(
     for note in summary["notes"]:
         typer.echo(f"note: {note}")
     typer.echo("nothing was written" if dry_run else f"The merged model: {out}")
+
+
+def _open_activations(model: str, tasks: Sequence[str], *, registry: Registry) -> Activations:
+    from minerua.run.activations import open_activations  # with it comes all that evolves, which few merges need
+
+    return open_activations(model, tasks, registry=registry)
 
 
 @app.command()

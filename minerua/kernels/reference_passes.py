@@ -251,8 +251,15 @@ def random_words(mask: Mask, begin: int, end: int) -> np.ndarray:
     index = np.arange(begin, end, dtype=np.uint64)
     counter = index // np.uint64(64) * np.uint64(16) + index % np.uint64(16)
     low = np.uint64(0xFFFFFFFF)
-    x = [counter & low, counter >> np.uint64(32), np.full_like(index, mask.tensor), np.full_like(index, mask.model)]
-    key = [mask.seed & 0xFFFFFFFF, mask.seed >> 32]
+    tensor, model = np.full_like(index, mask.tensor), np.full_like(index, mask.model)
+    x = philox((counter & low, counter >> np.uint64(32), tensor, model), (mask.seed & 0xFFFFFFFF, mask.seed >> 32))
+    word = (index // np.uint64(16) % np.uint64(4)).astype(np.int64)
+    return np.choose(word, x).astype(np.uint32)
+
+
+def philox(counter: Sequence[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
+    """Returns the four words that Philox4x32-10 makes of counters of four words (32 bits each, in uint64)."""
+    x, low = list(counter), np.uint64(0xFFFFFFFF)
     for _ in range(10):
         first, second = np.uint64(_MULTIPLIERS[0]) * x[0], np.uint64(_MULTIPLIERS[1]) * x[2]
         x = [
@@ -261,9 +268,8 @@ def random_words(mask: Mask, begin: int, end: int) -> np.ndarray:
             (first >> np.uint64(32)) ^ x[3] ^ np.uint64(key[1]),
             first & low,
         ]
-        key = [(key[0] + _WEYL[0]) & 0xFFFFFFFF, (key[1] + _WEYL[1]) & 0xFFFFFFFF]
-    word = (index // np.uint64(16) % np.uint64(4)).astype(np.int64)
-    return np.choose(word, x).astype(np.uint32)
+        key = ((key[0] + _WEYL[0]) & 0xFFFFFFFF, (key[1] + _WEYL[1]) & 0xFFFFFFFF)
+    return x
 
 
 def _terms(sources: Sequence[Source], base: Source | None) -> list[np.ndarray]:

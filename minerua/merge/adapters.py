@@ -125,7 +125,7 @@ class AdapterStage:
         lost = f"rank {rank} leaves out {merged.lost_fraction:.2%} of the merged change's squared norm"
         notes = [*self.notes, *([lost] if merged.lost_fraction else [])]
         (folder / "README.md").write_bytes(card_text(self.recipe, self.method, name, notes))
-        (folder / RECIPE_FILE).write_text(self.recipe.text)
+        (folder / RECIPE_FILE).write_bytes(self.recipe.text.encode())
 
     def _prepare(self) -> Any:
         """Lets the method look at all matrices in their spaces first, where it wants to."""

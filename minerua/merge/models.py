@@ -6,7 +6,6 @@ weights-only loader; with `+`, a LoRA adapter is applied to it wherever its tens
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from minerua.errors import CheckpointError
 from minerua.kernels.passes import Source
 from minerua.values import TensorSpec
 from minerua.weights import Checkpoint, Factors, open_adapter, open_checkpoint
+from minerua.weights.header import CODES, parse_object
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Endings of torch's own files."""
@@ -50,8 +50,8 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """The folder with its configuration and tokenizer."""
-        return self.path if self.path.is_dir() else self.path.parent
+        """The folder with its configuration and tokenizer; one that does not exist, of a model in memory."""
+        return self.path.parent if os.path.isfile(self.path) else self.path
 
     def tensor(self, name: str) -> np.ndarray:
         """Returns a tensor as it is stored, without the adapter; read-only."""
@@ -175,9 +175,8 @@ def locate(text: str, path: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: It is nowhere.
     """
-    local = Path(path).expanduser()
-    if revision is None and local.exists():
-        return local
+    if revision is None and os.path.exists(os.path.expanduser(path)):  # unlike pathlib's, these take any text
+        return Path(os.path.expanduser(path))
     snapshot = _snapshot(path, revision or "main")
     if snapshot is None:
         wanted = f" --revision {revision}" if revision else ""
@@ -230,9 +229,9 @@ def _from_pickles(text: str, path: Path) -> Model:
     """Loads torch's own files: their pickles may only build tensors, and the tensors are mapped, not read."""
     arrays: dict[str, np.ndarray] = {}
     faults: list[str] = []
-    for file in _pickle_files(path, faults):
+    for file, promised in _pickle_files(path, faults).items():
         held, more = _load_pickle(file)
-        faults += more
+        faults += more or [f"{file.name} lacks {name!r}, which the index puts there" for name in promised if name not in held]
         faults += [f"{file.name}: tensor {name!r} is in two files" for name in held if name in arrays]
         arrays |= held
     if faults:
@@ -241,22 +240,36 @@ def _from_pickles(text: str, path: Path) -> Model:
     return Model(text, path, _specs(arrays), config, MappingProxyType({}), arrays.__getitem__)
 
 
-def _pickle_files(path: Path, faults: list[str]) -> list[Path]:
+def _pickle_files(path: Path, faults: list[str]) -> dict[Path, list[str]]:
+    """Returns the files that a model is made of, and the tensors that its index, if there is one, says are in each."""
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir())
         index = [name for name in names if name.endswith(".bin.index.json")]
         whole = [name for name in names if name.endswith(PICKLES) and name != "training_args.bin"]
         path = path / (index or [name for name in whole if name.startswith("pytorch_model")] or whole)[0]
     if not path.name.endswith(".index.json"):
-        return [path]
+        return {path: []}
+    weight_map = _read_object(path, faults).get("weight_map")
+    if faults or not isinstance(weight_map, dict):
+        faults += [] if faults else [f"{path.name} has no weight_map, which says where tensors are"]
+        return {}
+    files: dict[Path, list[str]] = {}
+    for tensor, name in sorted(weight_map.items()):
+        if not isinstance(name, str) or Path(name).name != name:
+            faults.append(f"{path.name} puts {tensor!r} into {name!r}, which is not a file beside it")
+        else:
+            files.setdefault(path.parent / name, []).append(tensor)
+    return files
+
+
+def _read_object(path: Path, faults: list[str]) -> dict[str, Any]:
+    """Returns what a JSON file holds; empty, with a fault, if it holds no object or cannot be read."""
     try:
-        named = json.loads(path.read_bytes())["weight_map"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        faults.append(f"{path.name} is no index: {type(error).__name__}: {error}")
-        return []
-    wrong = sorted({str(name) for name in named if not isinstance(name, str) or Path(name).name != name})
-    faults += [f"{path.name} names {name!r}, which is not a file beside it" for name in wrong]
-    return [path.parent / name for name in sorted(set(named))] if not wrong else []
+        content, found = parse_object(path.read_bytes(), what=path.name)
+    except OSError as error:
+        content, found = {}, [f"{path.name}: {error.strerror or error}"]
+    faults += found
+    return content
 
 
 def _load_pickle(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -275,14 +288,17 @@ def _load_pickle(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         return {}, [f"{path.name} holds a {type(loaded).__name__}, not named tensors"]
     others = [name for name, tensor in loaded.items() if not isinstance(tensor, torch.Tensor)]
     faults = [f"{path.name}: {name!r} is a {type(loaded[name]).__name__}, not a tensor" for name in others]
+    faults += [f"{path.name}: {name!r} is no text that could name a tensor" for name in loaded if type(name) is not str]
     strange = [n for n, t in loaded.items() if isinstance(t, torch.Tensor) and not _is_plain(t)]
     faults += [f"{path.name}: tensor {name!r} is {loaded[name].dtype}, {loaded[name].layout}" for name in strange]
     return ({} if faults else {name: on_host(tensor) for name, tensor in loaded.items()}), faults
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether numpy can look at a tensor."""
-    return str(tensor.layout) == "torch.strided" and not tensor.is_quantized and "float8" not in str(tensor.dtype)
+    """Whether numpy can look at a tensor: its numbers are there, one after another, and of a kind that it knows."""
+    is_here = str(tensor.layout) == "torch.strided" and tensor.device.type == "cpu" and not tensor.is_quantized
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return is_here and dtype in CODES and not dtype.startswith("float8")
 
 
 def _is_zip(path: Path) -> bool:
@@ -298,14 +314,14 @@ def _specs(arrays: Mapping[str, np.ndarray]) -> Mapping[str, TensorSpec]:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """Returns what a model says of itself; weights without a `config.json` are as good."""
-    from minerua.weights.header import parse_object
-
     path = folder / "config.json"
     if not path.is_file():
         return MappingProxyType({})
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path} has more than {_MAX_CONFIG_BYTES} bytes", [f"{path} is too large for a config"])
-    content, faults = parse_object(path.read_bytes(), what="config.json")
+        fault = f"{path} has more than {_MAX_CONFIG_BYTES} bytes: no configuration is that large"
+        raise CheckpointError(f"{folder} cannot be opened", [fault])
+    faults: list[str] = []
+    content = _read_object(path, faults)
     if faults:
         raise CheckpointError(f"{path} cannot be read", faults)
     return MappingProxyType(content)

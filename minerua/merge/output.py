@@ -219,7 +219,7 @@ def model_card(
     lines = ["---"]
     if hub_names:
         lines += ["base_model:", *(f"- {_quoted(hub_name)}" for hub_name in hub_names), "base_model_relation: merge"]
-    lines += ["library_name: transformers", "tags:", "- minerua", "- merge", "---", "", f"# {_line(name)}", ""]
+    lines += ["library_name: transformers", "tags:", "- minerua", "- merge", "---", "", f"# {_prose(name)}", ""]
     lines += [f"A model merged by minerua with the method {_code(method)}. No training was done.", ""]
     lines += ["## What it is made of", ""]
     lines += [f"- {_code(model)}" for model in models if model != base]
@@ -229,7 +229,7 @@ def model_card(
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
     lines += [f"{fence}yaml", recipe.rstrip("\n"), fence, ""]
     if notes:
-        lines += ["## Notes", "", *(f"- {_line(note)}" for note in notes), ""]
+        lines += ["## Notes", "", *(f"- {_prose(note)}" for note in notes), ""]
     return "\n".join(lines)
 
 
@@ -291,6 +291,11 @@ def _quoted(text: str) -> str:
 def _line(text: str) -> str:
     """Returns a text that cannot break out of its line."""
     return " ".join(text.split())
+
+
+def _prose(text: str) -> str:
+    """Returns a text as a line of Markdown without HTML: tokens look like it."""
+    return _line(text).replace("<", "\\<")
 
 
 def _code(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ OpenActivations = Callable[[str, Sequence[str]], Activations]
 
 TILES_BYTES = 96 << 20
 """What the passes take, whatever the model's size: tiles and counters of all threads, measured and rounded up."""
+
+LARGE_BYTES = 1 << 27
+"""Rows that no model has, made anew for merged vocabularies, are kept in a file from here on."""
 
 _T = TypeVar("_T")
 
@@ -204,6 +208,9 @@ def prepare_stage(
     )
     faults += planned.faults
     faults += merge_faults(method, planned.jobs)
+    if tokenizer is not None:
+        for members in {tuple(holder for holder, _ in job_inputs(job)) for job in planned.jobs if job.vocabulary}:
+            faults.attempt(functools.partial(tokenizer.row_maps, list(dict.fromkeys(members)), base=recipe.base))
     if faults:
         return None
     return _laid_out(
@@ -327,11 +334,21 @@ def _two_dimensional(source: passes.Source) -> passes.Source:
     return passes.Source(source.array.reshape(len(source.array), -1), left=source.left, right=source.right)
 
 
+def _room(rows: int, columns: int) -> np.ndarray:
+    """Returns memory for rows, shape (rows, columns), float32; of many, a file that has no name, so none is used up."""
+    if 4 * rows * columns <= LARGE_BYTES:
+        return np.empty((rows, columns), np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(rows, columns))
+
+
 def _in_merged_order(
     source: passes.Source, row_map: RowMap, read: Callable[[ModelRef, np.ndarray], np.ndarray]
 ) -> passes.Source:
     picked = _two_dimensional(source)
-    extra = extra_rows(row_map, read) if row_map.extra_count else None
+    extra = None
+    if row_map.extra_count:
+        extra = extra_rows(row_map, read, out=_room(row_map.extra_count, picked.array.shape[1]))
     left = picked.left
     if left is not None:  # rows that are made anew have the adapter in them already
         left = np.where(row_map.rows[:, None] >= 0, left[np.maximum(row_map.rows, 0)], np.float32(0))
@@ -381,7 +398,7 @@ def _laid_out(
     notes += [*travelling.notes, *beside.notes]
     files = {**travelling.files, **beside.files, RECIPE_FILE: recipe.text.encode()}
     if config:
-        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        files["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
     index = index_file(shards)
     if index is not None:
         files[INDEX_FILE] = index

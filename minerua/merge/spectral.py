@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEPENDENT = 1e-6
 """Singular values below this share of the largest hold nothing that float32 weights can tell from rounding."""
 
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 512
 """Rows of a matrix that are in float64 at a time."""
 
 Triplets = tuple["np.ndarray", "np.ndarray", "np.ndarray"]
@@ -159,7 +159,9 @@ def _merge(
     if counts.any():
         merged = np.full(tensors.shape, np.nan, np.float32)
     else:
-        merged = np.float32(scale) * spectral(tensors) + _loaded(tensors.base)
+        merged = spectral(tensors)
+        merged *= np.float32(scale)
+        merged += _loaded(tensors.base)
     with np.errstate(over="ignore"):  # what the target's type cannot hold is counted
         counts[-1] = np.count_nonzero(~np.isfinite(merged.astype(target.dtype).astype(np.float32)))
     target.write(0, merged)
@@ -213,7 +215,9 @@ def _task_vectors(tensors: MergeTensors) -> Iterator[np.ndarray]:
     import numpy as np
 
     for weight, expert in zip(tensors.parameters["weight"], tensors.experts, strict=True):
-        yield np.float32(weight) * _task_vector(expert, tensors.base)
+        vector = _task_vector(expert, tensors.base)
+        vector *= np.float32(weight)
+        yield vector
 
 
 def _sum(tensors: MergeTensors) -> np.ndarray:
@@ -276,7 +280,7 @@ def leading(matrix: np.ndarray, count: int, *, noise: float = 0.0) -> Triplets:
         return left, sigma, right
     sigma, right = _spectrum(matrix)
     count = min(count, int((sigma > noise).sum()))
-    sigma, right = sigma[:count], right[:, :count]
+    sigma, right = sigma[:count], right[:, :count].copy()  # a view would keep all of them in memory
     return _product(matrix, right / sigma), sigma, right
 
 
@@ -304,7 +308,7 @@ def respectrum(matrix: np.ndarray, spectrum: Callable[[np.ndarray], np.ndarray |
     Args:
         matrix: Shape (m, n), finite, any floating dtype.
         spectrum: Takes the non-zero singular values (`DEPENDENT`), descending, float64; returns as many, or one for
-            all.
+            all; none is negative.
 
     Returns:
         Shape (m, n), float32.
@@ -321,7 +325,8 @@ def respectrum(matrix: np.ndarray, spectrum: Callable[[np.ndarray], np.ndarray |
     sigma, right = _spectrum(matrix)
     if not len(sigma):
         return np.zeros(matrix.shape, np.float32)
-    return _product(matrix, (right * (spectrum(sigma) / sigma)) @ right.T)
+    right *= np.sqrt(spectrum(sigma) / sigma)  # in place: of large matrices every copy counts
+    return _product(matrix, right @ right.T)
 
 
 def _spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -333,9 +338,10 @@ def _spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = matrix[start : start + _BLOCK_ROWS].astype(np.float64)
         gram += rows.T @ rows
     values, vectors = np.linalg.eigh(gram)  # ascending
+    del gram
     sigma = np.sqrt(np.maximum(values[::-1], 0))
-    kept = (sigma > 0) & (sigma > DEPENDENT * sigma[:1])
-    return sigma[kept], vectors[:, ::-1][:, kept]
+    count = int(((sigma > 0) & (sigma > DEPENDENT * sigma[:1])).sum())
+    return sigma[:count], vectors[:, ::-1][:, :count]
 
 
 def _product(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -109,6 +109,13 @@ def extra_rows(row_map: RowMap, read: ReadRows, *, out: np.ndarray | None = None
     Returns:
         Shape (extra_count, width), float32: `out`, if given. Means are summed in the order of the models, in float32;
         the mean for padding in float64.
+
+    Example:
+        >>> a, b = ModelRef("a"), ModelRef("b")
+        >>> row_map = RowMap(a, np.array([0, -1]), (((a, 0), (b, 0)),), padding=0)
+        >>> values = {a: np.ones((1, 2), np.float32), b: np.full((1, 2), 3, np.float32)}
+        >>> extra_rows(row_map, lambda model, rows: values[model][rows])
+        array([[2., 2.]], dtype=float32)
     """
     width = read(row_map.model, np.zeros(1, np.int64)).shape[1]
     made = np.empty((row_map.extra_count, width), np.float32) if out is None else out

@@ -136,13 +136,23 @@ def plan_tokenizer(
     Raises:
         ConfigError: The recipe asks for what is not there, such as a chat template; lists all faults.
         CheckpointError: Tokenizer files cannot be read or changed; lists the faults of all models.
+
+    Example:
+        >>> import tempfile
+        >>> model, recipe = ModelRef("m"), TokenizerRecipe("base", {"<new>": TokenRule("zero")})
+        >>> text = '{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}'
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     _ = Path(name, "tokenizer.json").write_text(text)
+        ...     plan = plan_tokenizer(recipe, {model: Path(name)}, base=None, heights={model: 2})
+        >>> dict(plan.ids), plan.row_maps([model], base=None)[model].rows
+        ({'a': 0, 'b': 1, '<new>': 2}, array([ 0,  1, -1]))
     """
     donor = next(iter(heights or folders)) if base is None else base
     start = donor if isinstance(recipe.source, str) else recipe.source
     _check_recipe(recipe, start, folders)
     opened = _opened(folders, needed=(donor, start))
     known = {model: _known(opened.get(model, opened[donor]), height) for model, height in heights.items()}
-    template = _template(chat_template, list(folders.values()))
+    template = _template(chat_template, [folders[model] for model in heights])
     merged = _merged(recipe, opened, start, donor, known)
     files = _files(opened[start], merged)
     multiple = recipe.pad_to_multiple_of or 1

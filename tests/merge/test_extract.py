@@ -31,7 +31,10 @@ def _models(folder, changes, *, base=None, dtype=np.float32):
     """Writes a base of all `SHAPES`, a norm and a bias, and a fine-tune with these changes."""
     tensors = {name: _random(shape, seed=7).astype(dtype) for name, shape in SHAPES.items()}
     tensors |= {"m.norm.weight": np.ones(4, dtype), "m.q.bias": np.zeros(40, dtype), **(base or {})}
-    tuned = {**tensors, **{name: (tensors[name] + change).astype(tensors[name].dtype) for name, change in changes.items()}}
+    tuned = {
+        **tensors,
+        **{name: (tensors[name] + change).astype(tensors[name].dtype) for name, change in changes.items()},
+    }
     return _write(folder, "base", tensors), _write(folder, "tuned", tuned)
 
 

@@ -1,6 +1,5 @@
 import doctest
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -172,14 +171,6 @@ def test_a_size_of_nothing_is_refused(text: str | int) -> None:
         parse_size(text)
 
 
-def test_sizes_of_mergekit_mean_what_they_mean_there() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        common = pytest.importorskip("mergekit.common")
-    for text in ("7", "5B", "5b", "300M", "12k"):
-        assert parse_size(text) == common.parse_kmb(text)
-
-
 # ── files beside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -260,11 +251,11 @@ def test_models_on_the_disk_are_no_base_model_of_the_card() -> None:
 
 def test_nothing_in_a_recipe_breaks_out_of_its_place() -> None:
     card = model_card(
-        "a\n---\n# b", method="`x`", models=["m\n# c", "n``o"], recipe="# ```\n````\nmerge", hub_names=['a"\n- b: c']
+        "a\n---\n# <b>", method="`x`", models=["m\n# c", "n``o"], recipe="# ```\n````\nmerge", hub_names=['a"\n- b: c']
     )
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == ['a"\n- b: c']
-    assert "# a --- # b\n" in text
+    assert "# a --- # \\<b>\n" in text
     assert "the method `` `x` ``." in text
     assert "- `m # c`\n- ``` n``o ```\n" in text
     assert "`````yaml\n# ```\n````\nmerge\n`````\n" in text

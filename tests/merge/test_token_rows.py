@@ -1,9 +1,11 @@
+import doctest
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
+from minerua.merge import token_rows
 from minerua.merge.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
 from minerua.merge.token_rows import RowMap, extra_rows
 
@@ -118,3 +120,7 @@ def test_rows_that_cannot_be_made_are_all_reported_at_once(three: list[Path]) ->
         f"tokenizer.tokens['<3>'] takes a row of x, which has none for token 'e': {has}",
         f"tokenizer.tokens['<4>'] takes a row of x, which has none for token_id 7: {has}",
     )
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(token_rows).failed == 0

@@ -1,3 +1,4 @@
+import doctest
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import vocabulary
+from minerua.merge import tokenizer, vocabulary
 from minerua.merge.chat_templates import TEMPLATES
 from minerua.merge.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
 from minerua.merge.tokenizer import copy_tokenizer
@@ -332,3 +333,7 @@ def test_a_file_that_cannot_be_read_is_named(three: list[Path], monkeypatch: pyt
     assert caught.value.faults[0] == (
         f"{three[0]}/tokenizer.json is longer than any tokenizer's or configuration's file: the limit is 10"
     )
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(tokenizer).failed == 0

@@ -116,7 +116,7 @@ JSON = st.recursive(
 KEYS = ["model", "added_tokens", "added_tokens_decoder", "bos_token", "extra_special_tokens", "chat_template"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(contents=st.lists(st.dictionaries(st.sampled_from(KEYS), JSON), min_size=3, max_size=3))
 def test_no_content_of_the_files_raises_anything_but_our_errors(
     contents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory

@@ -155,7 +155,12 @@ def plan_of(
 
 def aligned(row_map: RowMap, tensors: Mapping[ModelRef, np.ndarray]) -> np.ndarray:
     """The merged rows of one model's tensor, shape (vocabulary, width)."""
-    extra = extra_rows(row_map, lambda model, rows: tensors[model][rows])
+
+    def read(model: ModelRef, rows: np.ndarray) -> np.ndarray:
+        assert len(rows), "nothing is read"
+        return tensors[model][rows]
+
+    extra = extra_rows(row_map, read)
     own = tensors[row_map.model]
     return np.stack([own[row] if row >= 0 else extra[-1 - row] for row in row_map.rows])
 
