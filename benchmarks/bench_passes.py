@@ -48,13 +48,20 @@ Merge = Callable[[Sequence[torch.Tensor], torch.Tensor], Callable[[], torch.Tens
 """(experts, base) → a function that merges them into memory that is there already."""
 
 
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Returns memory that numpy asked for, which it does in huge pages, so that all have the same kind of memory."""
+    itemsize = torch.empty((), dtype=dtype).element_size()
+    return torch.from_numpy(np.empty((*shape, itemsize), np.uint8)).view(dtype).squeeze(-1)
+
+
 @functools.lru_cache(maxsize=1)
 def models(size: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Returns four experts and their base, bfloat16."""
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(size, generator=generator).mul_(0.02)
     scales = (0.0016, 0.002, 0.0024, 0.002)
-    return [torch.randn(size, generator=generator).mul_(s).add_(base).bfloat16() for s in scales], base.bfloat16()
+    experts = [torch.randn(size, generator=generator).mul_(s).add_(base) for s in scales]
+    return [empty(size).copy_(expert) for expert in experts], empty(size).copy_(base)
 
 
 # ── minerua ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,7 +77,7 @@ def _target(tensor: torch.Tensor) -> Target:
 
 
 def minerua_task_arithmetic(experts, base):
-    out = torch.empty_like(base)
+    out = empty(len(base))
     sources, start, target, weights = [_source(x) for x in experts], _source(base), _target(out), np.float32(WEIGHTS)
 
     def merge():
@@ -81,7 +88,7 @@ def minerua_task_arithmetic(experts, base):
 
 
 def minerua_ties(experts, base):
-    out = torch.empty_like(base)
+    out = empty(len(base))
     sources, start, target = [_source(x) for x in experts], _source(base), _target(out)
     counts = [int(DENSITY * len(base))] * len(experts)
     numbers = {"factors": WEIGHTS, "votes": WEIGHTS, "shares": WEIGHTS, "scale": 1.0}
@@ -95,7 +102,7 @@ def minerua_ties(experts, base):
 
 
 def minerua_dare(experts, base):
-    out = torch.empty_like(base)
+    out = empty(len(base))
     sources, start, target = [_source(x) for x in experts], _source(base), _target(out)
     masks = [Mask(keep=DENSITY, inverse=True, model=k, seed=1) for k in range(len(experts))]
     numbers = {"factors": WEIGHTS, "votes": None, "shares": None, "scale": 1.0}
@@ -108,7 +115,7 @@ def minerua_dare(experts, base):
 
 
 def minerua_slerp(experts, base):
-    out = torch.empty_like(base)
+    out = empty(len(base))
     sources, target = [_source(base), _source(experts[0])], _target(out)
 
     def merge():
@@ -128,7 +135,7 @@ def _turned(aa: float, ab: float, bb: float) -> tuple[float, float]:
 
 
 def torch_task_arithmetic(experts, base):
-    out = torch.empty_like(base)
+    out = empty(len(base))
 
     def merge():
         torch.mul(base, 1 - sum(WEIGHTS), out=out)
@@ -140,7 +147,7 @@ def torch_task_arithmetic(experts, base):
 
 
 def torch_task_arithmetic_float32(experts, base):
-    out, total, piece = torch.empty_like(base), *torch.empty((2, min(CHUNK, len(base))))
+    out, total, piece = empty(len(base)), *torch.empty((2, min(CHUNK, len(base))))
 
     def merge():
         for begin in range(0, len(base), CHUNK):
@@ -167,8 +174,8 @@ def _kth_largest_by_counting(sizes: torch.Tensor, count: int) -> torch.Tensor:
 
 def torch_ties(experts, base, kth_largest=_kth_largest):
     count = int(DENSITY * len(base))
-    kept = torch.empty((len(experts), len(base)), dtype=base.dtype)
-    out, sizes, agree, divisor = (torch.empty_like(base) for _ in range(4))
+    kept = empty(len(experts), len(base))
+    out, sizes, agree, divisor = (empty(len(base)) for _ in range(4))
 
     def merge():
         for part, weight, expert in zip(kept, WEIGHTS, experts, strict=True):
@@ -193,7 +200,7 @@ def torch_ties_bincount(experts, base):
 
 
 def torch_dare(experts, base):
-    out, delta, kept = (torch.empty_like(base) for _ in range(3))
+    out, delta, kept = (empty(len(base)) for _ in range(3))
 
     def merge():
         out.copy_(base)
@@ -205,7 +212,7 @@ def torch_dare(experts, base):
 
 
 def torch_slerp(experts, base):
-    other, out = experts[0], torch.empty_like(base)
+    other, out = experts[0], empty(len(base))
     pieces = torch.empty((2, min(CHUNK, len(base))))
 
     def merge():

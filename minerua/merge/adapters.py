@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minerua.errors import CheckpointError
 from minerua.kernels import passes
-from minerua.merge.engine import Progress, merge_faults, merge_one, number_of
+from minerua.merge.engine import Progress, merge_faults, merge_one, number_of, prepare_method
 from minerua.merge.ingredients import ModelRef, Recipe
 from minerua.merge.low_rank import SharedSpace, core_space, full_space, knots_space, merge_adapters
 from minerua.merge.models import locate, open_model
@@ -73,8 +74,9 @@ class AdapterStage:
 
     @property
     def write_bytes(self) -> int:
-        """An upper bound of how much it writes: the ranks of all adapters together."""
-        return self.read_bytes + (1 << 20)
+        """An upper bound of how much it writes: the ranks of all adapters together, or full ones."""
+        full = sum(4 * min(job.shape) * sum(job.shape) for job in self.jobs)
+        return (full if self.space == "full" else self.read_bytes) + (1 << 20)
 
     @property
     def memory_bytes(self) -> int:
@@ -134,7 +136,8 @@ class AdapterStage:
         build = SPACES[self.space]
         factors = [adapter.factors for adapter in self.adapters.values()]
         spaces = {job.name: build([one.get(job.name) for one in factors]) for job in self.jobs}
-        return self.method.prepare([self._tensors(job, spaces[job.name].arrays) for job in self.jobs])
+        tensors = [self._tensors(job, spaces[job.name].arrays) for job in self.jobs]
+        return prepare_method(self.method, tensors)
 
     def _tensors(self, job: Job, arrays: tuple[np.ndarray, ...]) -> MergeTensors:
         base = None if job.base is None else passes.Source(np.zeros(arrays[0].shape, np.float32))
@@ -150,9 +153,15 @@ class AdapterStage:
         )
 
 
-def merges_adapters(recipe: Recipe) -> bool:
-    """Whether a recipe's models are adapters rather than whole models."""
-    return any(_is_adapter(given.model) for given in recipe.all_inputs())
+def merges_adapters(recipe: Recipe, given: Collection[str] = ()) -> bool:
+    """Whether a recipe's models are adapters rather than whole models.
+
+    Args:
+        recipe: What is merged.
+        given: What recipes call models that are not looked for on the disk.
+    """
+    references = [one.model for one in recipe.all_inputs() if one.model.path not in given]
+    return any(map(_is_adapter, references))
 
 
 def prepare_adapter_stage(
@@ -176,7 +185,11 @@ def prepare_adapter_stage(
         The stage, or `None` if something stands in the way.
     """
     method = faults.attempt(methods)
+    if method is not None and method.base != "ignored":  # mergekit's recipes may list the base among the models
+        recipe = replace(recipe, models=tuple(given for given in recipe.models if given.model != recipe.base))
     references = list(dict.fromkeys(given.model for given in recipe.all_inputs()))
+    if not recipe.models:
+        faults.append("adapters are merged as a whole: name them under models, not in slices or modules")
     whole = [reference.text for reference in references if not _is_adapter(reference)]
     faults += [f"{text} is no adapter, but others are: write those as {text}+ADAPTER" for text in whole]
     if method is not None and method.uses in ("grams", "model"):
@@ -206,7 +219,12 @@ def _asks(recipe: Recipe) -> int:
 
 
 def _is_adapter(reference: ModelRef) -> bool:
-    return reference.lora is None and is_adapter(Path(reference.path).expanduser())
+    if reference.lora is not None:
+        return False
+    try:
+        return is_adapter(locate(reference.text, reference.path, reference.revision))
+    except CheckpointError:
+        return False
 
 
 def _open_base(recipe: Recipe, faults: Faults) -> Any:
@@ -219,7 +237,7 @@ def _open_base(recipe: Recipe, faults: Faults) -> Any:
 def _open_adapters(references: list[ModelRef], base: Any, faults: Faults) -> dict[ModelRef, Adapter]:
     opened: dict[ModelRef, Adapter] = {}
     for reference in references:
-        place = locate(reference.text, reference.path, reference.revision)
+        place = locate(reference.text, reference.path, reference.revision)  # where it was found to be an adapter
         adapter = faults.attempt(functools.partial(open_adapter, place, base))
         if adapter is not None:
             opened[reference] = adapter

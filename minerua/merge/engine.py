@@ -81,7 +81,7 @@ def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: P
     """
     faults: list[str] = []
     whole = WholeModel(work) if work.method.uses in ("grams", "model") else None
-    prepared = work.method.prepare(_AllTensors(work)) if work.method.prepare else None
+    prepared = prepare_method(work.method, _AllTensors(work))
     total = sum(job.nbytes for job in work.jobs)
     done = 0
     for job in _read_ahead(work):
@@ -109,10 +109,44 @@ def merge_faults(method: MergeMethodSpec, jobs: Sequence[Job]) -> list[str]:
         return []
     found: dict[str, list[str]] = {}
     for job in jobs:
-        text = method.check(job.parameters) if job.kind == "merge" else None
+        text = _checked(method, job)
         if text is not None:
             found.setdefault(text, []).append(job.name)
     return [f"{text} (in {len(names)} tensors, the first is {names[0]!r})" for text, names in found.items()]
+
+
+def _checked(method: MergeMethodSpec, job: Job) -> str | None:
+    if method.check is None or job.kind != "merge":
+        return None
+    try:
+        return method.check(job.parameters)
+    except Exception as error:
+        raise BrokenPlugin(
+            f"merge method {method.name!r} cannot check its parameters: {type(error).__name__}: {error}"
+        ) from error
+
+
+def prepare_method(method: MergeMethodSpec, all_tensors: Sequence[MergeTensors]) -> Any:
+    """Returns what a method wants to know of all tensors before the first is merged; `None` if nothing.
+
+    Args:
+        method: How they will be merged.
+        all_tensors: What.
+
+    Raises:
+        MineruaError: The method refuses them.
+        BrokenPlugin: It failed.
+    """
+    if method.prepare is None:
+        return None
+    try:
+        return method.prepare(all_tensors)
+    except (MineruaError, OSError):
+        raise
+    except Exception as error:
+        raise BrokenPlugin(
+            f"merge method {method.name!r} failed to prepare: {type(error).__name__}: {error}"
+        ) from error
 
 
 def merge_one(

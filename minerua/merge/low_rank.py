@@ -2,14 +2,15 @@
 
 The task vectors of one weight matrix, B_k A_k of any ranks r_k, lie in the space of the products L diag(s) X R with X
 as small as their ranks together. Every adapter is one such X, and any merge method runs on these as it would on weights
-with a base of zeros. Nothing of the size of the weights is made.
+with a base of zeros. Nothing of the size of the weights is made, but in the space of all matrices.
 
 | space | L | s | R | X_k |
 |---|---|---|---|---|
 | `core_space` | orthonormal, spans all B_k | 1 | orthonormal, spans all A_k | LᵀB_k A_kRᵀ, (R, R') |
 | `knots_space` | U of the SVD of [B_1A_1 … B_KA_K] | Σ of it | the identity | V_k of it, (R, n) |
+| `full_space` | the identity | 1 | the identity | B_k A_k, (m, n) |
 
-Both are exact up to float32: a linear merge of the X_k is the same merge of the task vectors. An adapter that does not
+All are exact up to float32: a linear merge of the X_k is the same merge of the task vectors. An adapter that does not
 change the matrix is zero in its space. All work is in float64, rounded once. Deterministic, but for LAPACK's signs.
 """
 
@@ -176,6 +177,32 @@ def knots_space(factors: Sequence[Factors | None], *, scaled: bool = False) -> S
         None,
         tuple((inside * block).astype(np.float32) for block in blocks),
     )
+
+
+def full_space(factors: Sequence[Factors | None]) -> SharedSpace:
+    """Returns the space of all matrices: an adapter's array is its task vector itself, in full.
+
+    For methods that look at single weights, such as masks by magnitude, and are to see what full fine-tunes would show
+    them. Takes K + 2 matrices of memory and a full SVD.
+
+    Args:
+        factors: K adapters' factors of one matrix, of any ranks; `None` for one that does not change it.
+
+    Returns:
+        A space without `right` whose `left` is the identity.
+
+    Raises:
+        CheckpointError: If no adapter changes the matrix, or their factors are not of one m × n, or not finite.
+
+    Example:
+        >>> pair = Factors(np.eye(2, 1, dtype=np.float32), np.ones((1, 3), np.float32))
+        >>> full_space([pair]).arrays[0].tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    rows, columns = _shape(factors)
+    pairs = [_wide(pair, rows, columns) for pair in factors]
+    arrays = tuple((pair.left @ pair.right).astype(np.float32) for pair in pairs)
+    return SharedSpace(np.eye(rows, dtype=np.float32), np.ones(rows, np.float32), None, arrays)
 
 
 def merge_adapters(

@@ -73,10 +73,11 @@ def regmean(
 
     if grams is None:
         return mean(task_vectors, weights)
-    zero = np.zeros(())
-    total = sum((w * g.astype(np.float64) for w, g in zip(weights, grams, strict=True)), start=zero)
-    pulled = sum(
-        (w * (t.astype(np.float64) @ g) for w, t, g in zip(weights, task_vectors, grams, strict=True)), start=zero
-    )
+    total, pulled = np.zeros(grams[0].shape), np.zeros(task_vectors[0].shape)
+    for weight, vector, gram in zip(weights, task_vectors, grams, strict=True):
+        wide = weight * gram.astype(np.float64)
+        total += wide
+        pulled += vector.astype(np.float64) @ wide
     ridge = 1e-6 * float(np.trace(total)) / len(total) or 1.0  # all inputs zero: any answer serves, this one is zero
-    return np.linalg.solve(total + ridge * np.eye(len(total)), pulled.T).T.astype(np.float32)
+    total.reshape(-1)[:: len(total) + 1] += ridge
+    return np.linalg.solve(total, pulled.T).T.astype(np.float32)

@@ -235,7 +235,7 @@ class _Asked:
 
 def _prepare(recipe: Recipe, asked: _Asked, given: Mapping[str, Model], faults: Faults) -> Stage | AdapterStage | None:
     semantics = asked.semantics or recipe.semantics
-    if merges_adapters(recipe):
+    if merges_adapters(recipe, given):
         return prepare_adapter_stage(
             recipe,
             methods=lambda: method_of(recipe, asked.methods),

@@ -231,7 +231,9 @@ def _from_pickles(text: str, path: Path) -> Model:
     faults: list[str] = []
     for file, promised in _pickle_files(path, faults).items():
         held, more = _load_pickle(file)
-        faults += more or [f"{file.name} lacks {name!r}, which the index puts there" for name in promised if name not in held]
+        faults += more or [
+            f"{file.name} lacks {name!r}, which the index puts there" for name in promised if name not in held
+        ]
         faults += [f"{file.name}: tensor {name!r} is in two files" for name in held if name in arrays]
         arrays |= held
     if faults:
