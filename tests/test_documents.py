@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
 import yaml
@@ -26,6 +27,8 @@ from minerua.config import EvolutionConfig, RunConfig, SplitsConfig, validate
 from minerua.evaluation import Evaluation, deal
 from minerua.evolution import decode_outcome
 from minerua.evolution.variants import VARIANTS
+from minerua.merge.merging import merge_tensors
+from minerua.merge.recipe import parse_recipes
 from minerua.registry import KINDS, Registry
 from minerua.values import Scores
 
@@ -112,8 +115,13 @@ def test_the_continuous_integration_runs_both_commands_as_they_stand() -> None:
         assert printed.strip() == command
 
 
+def test_the_recipe_of_the_readme_is_valid() -> None:
+    (recipe,) = parse_recipes(blocks(document("README.md"), "yaml")[0], where="README.md")
+    assert [reference.text for reference in recipe.references][1] == "models/base+adapters/chat"
+
+
 def test_the_run_file_of_the_readme_is_valid() -> None:
-    (block,) = blocks(document("README.md"), "yaml")
+    block = blocks(document("README.md"), "yaml")[1]
     config, faults = validate(yaml.safe_load(block))
     assert faults == []
     assert config is not None
@@ -192,12 +200,23 @@ def test_the_manual_of_plugins_has_every_function_of_every_spec_with_its_argumen
             assert row["called as"] in str(getattr(values, quoted(row["spec"])[0]).__doc__)
 
 
-def test_the_plugin_of_the_manual_loads_and_scores_a_model() -> None:
-    (source,) = blocks(document("plugins/README.md"), "python")
+def plugin_of_the_manual(number: int) -> Registry:
     plugin = types.ModuleType("my_plugin")
-    exec(compile(source, "plugins/README.md", "exec"), vars(plugin))
+    exec(compile(blocks(document("plugins/README.md"), "python")[number], "plugins/README.md", "exec"), vars(plugin))
     registry = Registry.of(plugin)
     assert not registry.problems
+    return registry
+
+
+def test_the_merge_method_of_the_manual_merges_by_recipe() -> None:
+    recipe = "{merge_method: clip, base_model: base, models: [{model: a}], parameters: {limit: 0.25}}"
+    models = {name: {"w": np.full(3, value, np.float32)} for name, value in (("base", 1.0), ("a", 2.0))}
+    merged = merge_tensors(recipe, models, methods=plugin_of_the_manual(1).merge_methods)
+    assert merged["w"].tolist() == [1.25] * 3
+
+
+def test_the_plugin_of_the_manual_loads_and_scores_a_model() -> None:
+    registry = plugin_of_the_manual(0)
     tasks = deal([registry.evaluators["last-digit"]], SplitsConfig().fractions, seed=0)
     right = Evaluation(tasks).score("right", lambda: lambda number: number % 10)
     wrong = Evaluation(tasks).score("wrong", lambda: lambda number: -1)
@@ -394,7 +413,7 @@ def requirements(project: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for extra in project["project"].get("optional-dependencies", {}).values():
         listed += extra
     for requirement in listed:
-        name, least = re.fullmatch(r"([\w.-]+?)(?:>=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
+        name, least = re.fullmatch(r"([\w.-]+?)(?:[>=]=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
         yield re.sub("[-_.]+", "-", name).lower(), least or "0"
 
 

@@ -293,7 +293,7 @@ INVALID_SPECS = [
     (
         "minerua_merge_methods",
         MergeMethodSpec("m", print, uses="gram"),
-        "uses of 'm' is 'gram'; expected 'weights', 'grams'",
+        "uses of 'm' is 'gram'; expected one of 'weights', 'grams'",
     ),  # type: ignore[arg-type]
     ("minerua_skills", Skill("s", print, inputs=["a"]), "inputs of 's' is a list, not a mapping"),  # type: ignore[arg-type]
     ("minerua_skills", Skill("s", print, inputs={"a b": str}), "inputs['a b'] of 's': the name must be a Python ident"),

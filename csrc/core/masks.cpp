@@ -19,10 +19,13 @@ bool may_end_inside(const Threshold& threshold, std::size_t size) {
   return threshold.key <= key_limit && threshold.equal > 0 && threshold.equal < size;
 }
 
-isa::KeyLimit limit_of(const Threshold& threshold, std::size_t cut, std::size_t offset) {
-  const auto most = static_cast<std::size_t>(key_limit);
-  const std::size_t within = threshold.key > key_limit || cut <= offset ? 0 : std::min(cut - offset, most);
-  return {static_cast<std::int32_t>(std::min(threshold.key, key_limit)), static_cast<std::int32_t>(within)};
+/// The limit for `count` elements from `offset` on, of a chunk that keeps equal keys before `cut`.
+isa::KeyLimit limit_of(const Threshold& threshold, std::size_t cut, std::size_t offset, std::size_t count) {
+  if (threshold.key > key_limit) return {static_cast<std::int32_t>(key_limit), 0};
+  const auto key = static_cast<std::int32_t>(threshold.key);
+  if (cut <= offset) return {key, 0};
+  if (cut - offset >= count) return {key - 1, 0};
+  return {key, static_cast<std::int32_t>(cut - offset)};
 }
 
 }  // namespace
@@ -138,8 +141,8 @@ void Masking::apply(std::size_t k, std::size_t begin, std::size_t count, bool in
   const Mask& mask = masks_[k];
   const std::size_t offset = begin - span_.begin;
   isa::MaskedTile tile{};
-  tile.top = limit_of(mask.top, cuts_[k].top, offset);
-  tile.but = limit_of(mask.but, cuts_[k].but, offset);
+  tile.top = limit_of(mask.top, cuts_[k].top, offset, count);
+  tile.but = limit_of(mask.but, cuts_[k].but, offset, count);
   tile.has_limits = mask.top.key > 0 || mask.top.equal < sources_[k].size || mask.but.key <= key_limit;
   if (mask.draws) draw(mask, k, begin, count, tile);
   tile.inverse = inverse && mask.draws;

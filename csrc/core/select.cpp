@@ -106,11 +106,14 @@ std::vector<KeyHistogram> count_all(const Sources& sources, const Source* base, 
 
 // ── a sample ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/// The sample: runs of neighbours (a cache line of 32-bit numbers), one at a random place of each of so many equal parts.
-constexpr std::size_t run_elements = 16, runs = 2048, sample_elements = runs * run_elements;
+/// The sample: runs of neighbours (a cache line of 32-bit numbers), one at a random place of each of many equal parts. The
+/// larger it is, the fewer keys have to be told apart, each of which costs twenty comparisons.
+constexpr std::size_t run_elements = 16, most_runs = 8192, elements_per_run = 2048;
 
 /// Below this, two passes over what is in the cache cost less than a sample.
 constexpr std::size_t sampled_size = std::size_t{1} << 19;
+
+using Sample = std::vector<std::uint32_t>;
 
 /// Source: Steele 2014, Fast splittable pseudorandom number generators, figure 17 (the finalizer).
 std::uint64_t scrambled(std::uint64_t x) {
@@ -119,38 +122,51 @@ std::uint64_t scrambled(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// Keys of every source, sample_elements each.
-std::vector<std::vector<std::uint32_t>> sample_keys(const Sources& sources, const Source* base) {
-  std::vector<std::vector<std::uint32_t>> sample(sources.size(), std::vector<std::uint32_t>(sample_elements));
+/// Keys of every source.
+std::vector<Sample> sample_keys(const Sources& sources, const Source* base) {
+  const std::size_t runs = std::min(most_runs, sources[0].size / elements_per_run);
   const std::size_t part = sources[0].size / runs;
-  constexpr std::size_t together = 64;
-  parallel_for(runs / together, [&](std::size_t group) {
+  constexpr std::size_t together = 128;
+  std::vector<Sample> sample(sources.size(), Sample(runs * run_elements + run_elements));
+  parallel_for((runs + together - 1) / together, [&](std::size_t group) {
     Tile tile(sources, base);
-    for (std::size_t run = group * together; run < (group + 1) * together; ++run) {
+    std::uint32_t keys[2 * run_elements];  // sort_out_keys may write beyond what it returns
+    for (std::size_t run = group * together; run < std::min(runs, (group + 1) * together); ++run) {
       const std::size_t begin = run * part + scrambled(run) % (part - run_elements + 1);
       tile.read_base(begin, run_elements);
-      for (std::size_t k = 0; k < sources.size(); ++k)
+      for (std::size_t k = 0; k < sources.size(); ++k) {
         isa::loops().sort_out_keys(tile.read_term(k, begin, run_elements), run_elements, 0,
-                                   static_cast<std::int32_t>(key_limit), sample[k].data() + run * run_elements);
+                                   static_cast<std::int32_t>(key_limit), keys);
+        std::copy_n(keys, run_elements, sample[k].begin() + static_cast<std::ptrdiff_t>(run * run_elements));
+      }
     }
   });
+  for (Sample& keys : sample) keys.resize(runs * run_elements);
   return sample;
 }
 
-/// Where the wanted rank is, but for one case in millions: five standard deviations of a sample's rank to either side.
+/// The key of the rank-th largest, from 0: first its upper half by counting, then the lower among those that share it.
+std::uint32_t key_of_rank(const Sample& sample, const std::vector<std::uint32_t>& upper_counts, std::size_t rank) {
+  std::size_t upper = upper_counts.size() - 1;
+  for (; rank >= upper_counts[upper]; --upper) rank -= upper_counts[upper];
+  Sample alike;
+  for (const std::uint32_t key : sample)
+    if (key >> 16 == upper) alike.push_back(key);
+  const auto place = alike.begin() + static_cast<std::ptrdiff_t>(rank);
+  std::nth_element(alike.begin(), place, alike.end(), std::greater<>());
+  return *place;
+}
+
+/// Where the wanted rank is, but for one case in ten thousand: four standard deviations of a sample's rank to either side.
 /// Neighbours are more alike than strangers; a range that misses costs one more pass and nothing else.
-KeyRange bracket(std::vector<std::uint32_t>& sample, double fraction) {
-  const double expected = fraction * sample_elements;
-  const double margin = 5.0 * std::sqrt(expected * (1.0 - fraction)) + 16.0;
-  const auto key_at = [&sample](double rank, std::uint32_t beyond) {  // of the rank-th largest, from 0
-    if (rank < 0.0 || rank >= static_cast<double>(sample_elements)) return beyond;
-    const auto place = sample.begin() + static_cast<std::ptrdiff_t>(rank);
-    std::nth_element(sample.begin(), place, sample.end(), std::greater<>());
-    return *place;
-  };
+KeyRange bracket(const Sample& sample, double fraction) {
+  std::vector<std::uint32_t> upper_counts(std::size_t{1} << 15);
+  for (const std::uint32_t key : sample) ++upper_counts[key >> 16];
+  const double count = static_cast<double>(sample.size()), expected = fraction * count;
+  const double margin = 4.0 * std::sqrt(expected * (1.0 - fraction)) + 16.0;
   KeyRange range;
-  range.high = key_at(expected - margin, key_limit);
-  range.low = key_at(expected + margin, 0);
+  if (expected - margin >= 0.0) range.high = key_of_rank(sample, upper_counts, static_cast<std::size_t>(expected - margin));
+  if (expected + margin < count) range.low = key_of_rank(sample, upper_counts, static_cast<std::size_t>(expected + margin));
   return range;
 }
 
@@ -193,7 +209,7 @@ void Search::learn(const KeyHistogram& seen) {
 }
 
 void search_sample(const Sources& sources, const Source* base, std::vector<Search>& searches) {
-  std::vector<std::vector<std::uint32_t>> sample = sample_keys(sources, base);
+  const std::vector<Sample> sample = sample_keys(sources, base);
   const auto size = static_cast<double>(sources[0].size);
   parallel_for(searches.size(), [&](std::size_t k) {
     const KeyRange range = bracket(sample[k], static_cast<double>(searches[k].wanted) / size);

@@ -36,11 +36,12 @@ void* Writer::place(std::size_t count) {
   return pending_.data() + used_;
 }
 
-void Writer::take(std::size_t begin, std::size_t count) {
+void Writer::take(std::size_t begin, std::size_t count, bool is_finite) {
   const std::size_t bytes = count * item_;
   const char* const computed = pending_.data() + used_;
-  not_finite += static_cast<std::int64_t>(
-      isa::loops().count_not_finite[static_cast<int>(target_.dtype)](computed, count));
+  if (!is_finite)
+    not_finite += static_cast<std::int64_t>(
+        isa::loops().count_not_finite[static_cast<int>(target_.dtype)](computed, count));
   if (target_.memory == nullptr) {
     if (used_ == 0) first_ = begin;
     used_ += bytes;

@@ -28,8 +28,8 @@ class Writer {
   /// Where the tile of elements from `begin` on, `count` of them, is to be computed, rounded to the target's type.
   void* place(std::size_t count);
 
-  /// Takes over what was computed in `place`.
-  void take(std::size_t begin, std::size_t count);
+  /// Takes over what was computed in `place`; `is_finite` if that is known of all of it.
+  void take(std::size_t begin, std::size_t count, bool is_finite = false);
 
   /// Ends a chunk: everything taken since the last one, which must have been contiguous, is in the target.
   /// @throws std::system_error with the system's number if a file cannot be written.

@@ -24,6 +24,15 @@ struct Sums {
   std::size_t count;
 };
 
+/// What `combine_stored` sums: the base, or null, and sources of one element type, each from the first element of a tile on.
+struct StoredSums {
+  const void* base;
+  const void* const* sources;
+  std::size_t count_of_sources;
+  const float* coefficients;
+  std::size_t count;
+};
+
 /// How many keys were above a range, and how many within it.
 struct KeyCounts {
   std::size_t above, inside;
@@ -83,6 +92,10 @@ struct Loops {
 
   /// values[i] = float(source[i]): `count` floats and no more.
   void (*read_values[dtype_count])(const void* source, float* values, std::size_t count);
+
+  /// What `write_children` writes for one child, in one go, where all is stored in one type; indexed by DType. Returns false
+  /// where a number read or written may not be finite: then somebody has to count.
+  bool (*combine_stored[dtype_count])(const StoredSums& given, void* out);
 
   /// How many of `count` stored numbers are not finite; indexed by DType.
   std::size_t (*count_not_finite[dtype_count])(const void* values, std::size_t count);

@@ -29,11 +29,6 @@ inline Words load_words(const std::uint32_t* source) {
   return words;
 }
 
-/// Whether the elements of lanes `index` are among the largest: of equal keys those below the cut are.
-inline Keys among_largest(const Keys& keys, const Keys& index, const KeyLimit& limit) {
-  return keys > limit.key + (index < limit.cut);
-}
-
 /// Whether words fall below floor(p · 2^32). Twice floor(p · 2^31) and the bit below it are exact, where a conversion to 32
 /// unsigned bits is not to be had everywhere. NaN and what is below zero keep nothing.
 inline Keys below_share(const Words& words, const NativeFloats& p) {
@@ -45,51 +40,53 @@ inline Keys below_share(const Words& words, const NativeFloats& p) {
   return (Keys)(words < limit) | (p >= 1.0f);
 }
 
-template <RandomKind kind>
-inline Keys drawn(const MaskedTile& given, std::size_t i) {
-  if (kind == RandomKind::even) return (Keys)(load_words(given.words + i) < given.limit);
-  return below_share(load_words(given.words + i), load_native(given.probabilities + i));
-}
+/// What must be looked at besides random words: nothing, one key, or two keys and where their budgets end.
+enum class Limits { none, top, both };
 
-template <bool has_limits, RandomKind kind>
-void mask_groups(const MaskedTile& given, float* terms, std::size_t count) {
+template <Limits limits, RandomKind kind>
+void mask_groups(const MaskedTile given, float* terms, std::size_t count) {  // a copy: the terms cannot alias it
   Keys index;
   for (std::size_t lane = 0; lane < Floats::width; ++lane) index[lane] = static_cast<std::int32_t>(lane);
   for (std::size_t i = 0; i < count; i += Floats::width, index += static_cast<std::int32_t>(Floats::width)) {
+    // One selection after another: a condition of several would leave the mask registers.
     NativeFloats values = load_native(terms + i);
-    Keys kept = {};
-    kept = ~kept;
-    if (has_limits) {
-      const Keys keys = keys_of(terms + i);
-      kept = among_largest(keys, index, given.top) & ~among_largest(keys, index, given.but);
-    }
-    if (kind != RandomKind::none) kept &= drawn<kind>(given, i);
+    const Keys keys = keys_of(terms + i);
     if (given.inverse)
       values /= kind == RandomKind::ranked ? load_native(given.probabilities + i) : given.probability + NativeFloats{};
-    values = kept ? values : NativeFloats{};
+    if (limits == Limits::top) values = keys > given.top.key ? values : NativeFloats{};
+    if (limits == Limits::both) {
+      values = keys > given.top.key + (index < given.top.cut) ? values : NativeFloats{};
+      values = keys > given.but.key + (index < given.but.cut) ? NativeFloats{} : values;
+    }
+    if (kind == RandomKind::even) values = load_words(given.words + i) < given.limit ? values : NativeFloats{};
+    if (kind == RandomKind::ranked)
+      values = below_share(load_words(given.words + i), load_native(given.probabilities + i)) ? values : NativeFloats{};
     __builtin_memcpy(terms + i, &values, sizeof values);
   }
 }
 
-template <bool has_limits>
+template <Limits limits>
 void mask_terms_of(const MaskedTile& given, float* terms, std::size_t count) {
   switch (given.kind) {
-    case RandomKind::none: return mask_groups<has_limits, RandomKind::none>(given, terms, count);
-    case RandomKind::even: return mask_groups<has_limits, RandomKind::even>(given, terms, count);
-    case RandomKind::ranked: return mask_groups<has_limits, RandomKind::ranked>(given, terms, count);
+    case RandomKind::none: return mask_groups<limits, RandomKind::none>(given, terms, count);
+    case RandomKind::even: return mask_groups<limits, RandomKind::even>(given, terms, count);
+    case RandomKind::ranked: return mask_groups<limits, RandomKind::ranked>(given, terms, count);
   }
 }
 
 void mask_terms(const MaskedTile& given, float* terms, std::size_t count) {
-  given.has_limits ? mask_terms_of<true>(given, terms, count) : mask_terms_of<false>(given, terms, count);
+  if (!given.has_limits) return mask_terms_of<Limits::none>(given, terms, count);
+  if (given.top.cut == 0 && given.but.key == magnitude_bits) return mask_terms_of<Limits::top>(given, terms, count);
+  mask_terms_of<Limits::both>(given, terms, count);
 }
 
 double sum_magnitudes(const float* terms, std::size_t count) {
   Doubles even = {}, odd = {};
+  typedef std::uint64_t Bits __attribute__((vector_size(native_bytes)));
   const auto widened_magnitudes = [](const float* values) {
     Doubles wide = widened(values);
 #pragma GCC unroll 4
-    for (auto& part : wide.part) part = part < 0.0 ? -part : part;
+    for (auto& part : wide.part) part = (Doubles::Native)((Bits)part & 0x7fffffffffffffffu);
     return wide;
   };
   for (std::size_t i = 0; i < count; i += 16) {

@@ -41,6 +41,16 @@ struct LargestBits {
     largest = magnitudes > largest ? magnitudes : largest;
   }
 
+  /// Looks at `count` stored numbers, a multiple of `width`.
+  inline void see_all(const void* values, std::size_t count) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < count; i += width) {
+      Lanes bits;
+      __builtin_memcpy(&bits, static_cast<const typename Exponent<dtype>::Bits*>(values) + i, sizeof bits);
+      see(bits);
+    }
+  }
+
   inline bool is_finite() const {
     bool holds = true;
     for (std::size_t lane = 0; lane < width; ++lane) holds &= largest[lane] < Exponent<dtype>::mask;
@@ -55,11 +65,7 @@ std::size_t count_not_finite(const void* values, std::size_t count) {
   const auto* const stored = static_cast<const typename Of::Bits*>(values);
   LargestBits<dtype> seen;
   std::size_t i = 0, total = 0;
-  for (; i + width <= count; i += width) {
-    typename Of::Lanes bits;
-    __builtin_memcpy(&bits, stored + i, sizeof bits);
-    seen.see(bits);
-  }
+  for (; i + width <= count; i += width) seen.see_all(stored + i, width);
   for (i = seen.is_finite() ? i : 0; i < count; ++i) total += (stored[i] & Of::mask) == Of::mask;
   return total;
 }
@@ -70,6 +76,9 @@ std::size_t read_counted(const typename Element<dtype>::Storage* stored, const f
   LargestBits<DType::float32> seen;
   std::size_t i = 0, not_finite = 0;
   for (; i + lanes <= count; i += lanes) {
+    // What the next tile will read: every tile is too short a stream for the machine to see where it leads. A prefetch
+    // beyond the end of the memory does nothing.
+    __builtin_prefetch(stored + i + count);
     Floats group = Conversion<dtype>::load(stored + i);
 #pragma GCC unroll 4
     for (std::size_t part = 0; part < Floats::parts; ++part)

@@ -2,6 +2,7 @@
 /// Fills the table of loops of one instruction set. The including file defines MINERUA_ISA_NAME first.
 #pragma once
 
+#include "isa/combine_loops.hpp"
 #include "isa/key_loops.hpp"
 #include "isa/loops.hpp"
 #include "isa/mask_loops.hpp"
@@ -24,6 +25,7 @@ const Loops MINERUA_ISA_NAME = {
     MINERUA_OF_DTYPES(read_terms),
     MINERUA_OF_DTYPES(read_terms_counted),
     MINERUA_OF_DTYPES(read_values),
+    MINERUA_OF_DTYPES(combine_stored),
     MINERUA_OF_DTYPES(count_not_finite),
     add_products,
     add_inner_products,

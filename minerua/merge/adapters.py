@@ -140,13 +140,14 @@ class AdapterStage:
         return prepare_method(self.method, tensors)
 
     def _tensors(self, job: Job, arrays: tuple[np.ndarray, ...]) -> MergeTensors:
-        base = None if job.base is None else passes.Source(np.zeros(arrays[0].shape, np.float32))
+        own = dict(zip(self.adapters, arrays, strict=True))
+        base = None if job.base is None else own.get(job.base[0], np.zeros(arrays[0].shape, np.float32))
         return MergeTensors(
             name=job.name,
             shape=arrays[0].shape,
             number=number_of(job.name),
-            experts=tuple(map(passes.Source, arrays)),
-            base=base,
+            experts=tuple(passes.Source(own[reference]) for reference, _ in job.experts),
+            base=None if base is None else passes.Source(base),
             parameters=job.parameters,
             semantics=self.semantics,
             seed=self.seed,
@@ -188,6 +189,9 @@ def prepare_adapter_stage(
     if method is not None and method.base != "ignored":  # mergekit's recipes may list the base among the models
         recipe = replace(recipe, models=tuple(given for given in recipe.models if given.model != recipe.base))
     references = list(dict.fromkeys(given.model for given in recipe.all_inputs()))
+    is_among = recipe.base is not None and _is_adapter(recipe.base)
+    if recipe.base is not None and is_among:
+        references = list(dict.fromkeys([*references, recipe.base]))
     if not recipe.models:
         faults.append("adapters are merged as a whole: name them under models, not in slices or modules")
     whole = [reference.text for reference in references if not _is_adapter(reference)]
@@ -196,13 +200,13 @@ def prepare_adapter_stage(
         faults.append(f"merge_method: {method.name} looks at activations, which adapters alone do not have")
     if recipe.tokenizer is not None or recipe.chat_template is not None:
         faults.append("tokenizer and chat_template: adapters have no tokenizer; remove them")
-    base = _open_base(recipe, faults)
+    base = None if is_among else _open_base(recipe, faults)
     opened = {} if whole else _open_adapters(references, base, faults)
     if method is None or faults:
         return None
     shapes = {name: _shape(pair) for adapter in opened.values() for name, pair in adapter.factors.items()}
     specs = {name: TensorSpec(name, shape, "float32") for name, shape in sorted(shapes.items())}
-    bare = replace(recipe, base=None if method.base == "ignored" else NOTHING)
+    bare = recipe if is_among else replace(recipe, base=None if method.base == "ignored" else NOTHING)
     known = {parameter.name for parameter in method.parameters}
     planned = plan(bare, method, dict.fromkeys(bare.references, specs), known_parameters=known)
     faults += [*planned.faults, *merge_faults(method, planned.jobs)]

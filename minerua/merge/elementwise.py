@@ -105,8 +105,7 @@ def ramplus_tl(tensors: MergeTensors, target: Target) -> np.ndarray:
     for own_alone, own_shared in pieces.each(tensors, partial(_overlap, epsilon)):
         alone += own_alone
         shared += own_shared
-    ratio = shared / np.maximum(alone, 1)
-    ratio[(alone == 0) & (shared > 0)] = np.inf
+    ratio = shared / np.maximum(alone, 1)  # an expert that has changed nothing alone has nothing to be raised
     factors = 1 + tensors.parameters["r"] * np.clip(ratio, 0, tensors.parameters["alpha"])
     return pieces.write(tensors, target, partial(_ramplus_piece, factors.astype(np.float32)[:, None], epsilon))
 

@@ -120,10 +120,8 @@ def _checked(method: MergeMethodSpec, job: Job) -> str | None:
         return None
     try:
         return method.check(job.parameters)
-    except Exception as error:
-        raise BrokenPlugin(
-            f"merge method {method.name!r} cannot check its parameters: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - a stranger's function; told with all other faults
+        return f"merge method {method.name!r} cannot check its parameters: {type(error).__name__}: {error}"
 
 
 def prepare_method(method: MergeMethodSpec, all_tensors: Sequence[MergeTensors]) -> Any:
@@ -151,7 +149,7 @@ def prepare_method(method: MergeMethodSpec, all_tensors: Sequence[MergeTensors])
 
 def merge_one(
     method: MergeMethodSpec, tensors: MergeTensors, target: passes.Target, *, whole: WholeModel | None = None
-) -> Sequence[int] | np.ndarray | None:
+) -> np.ndarray | None:
     """Merges one tensor by a method of any kind.
 
     Args:
@@ -170,7 +168,7 @@ def merge_one(
     """
     try:
         if method.uses == "tensors":
-            return method.merge(tensors, target)
+            return _expect_counts(method, tensors, method.merge(tensors, target))
         if method.uses == "tiles":
             return _merge_tiles(method, tensors, target)
         return _merge_task_vectors(method, tensors, target, whole)
@@ -319,6 +317,16 @@ def _expect_shape(method: MergeMethodSpec, tensors: MergeTensors, found: np.ndar
         )
 
 
+def _expect_counts(method: MergeMethodSpec, tensors: MergeTensors, found: Any) -> np.ndarray | None:
+    counts = np.asarray([] if found is None else found)
+    if found is not None and (counts.shape != (len(tensors.experts) + 2,) or counts.dtype.kind not in "iu"):
+        raise BrokenPlugin(
+            f"merge method {method.name!r} returned {found!r} for {tensors.name!r}; return what a pass of "
+            "minerua.kernels returns, or None"
+        )
+    return None if found is None else counts
+
+
 class WholeModel:
     """What methods that use activations look at; each part is made once, when it is first needed."""
 
@@ -381,7 +389,7 @@ def _copy(work: Work, job: Job, target: passes.Target) -> list[str]:
     ]
 
 
-def _number_faults(job: Job, counts: Sequence[int] | np.ndarray | None) -> list[str]:
+def _number_faults(job: Job, counts: np.ndarray | None) -> list[str]:
     """Says which numbers of a tensor were not finite, and which became so by rounding."""
     if counts is None or not np.any(counts):
         return []

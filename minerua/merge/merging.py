@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minerua.errors import ConfigError
+from minerua.errors import ConfigError, StorageError
 from minerua.kernels import passes
 from minerua.merge.adapters import AdapterStage, merges_adapters, prepare_adapter_stage
 from minerua.merge.engine import Progress, carry_out
@@ -84,7 +85,7 @@ def prepare_merge(
     semantics: Semantics | None = None,
     open_activations: OpenActivations | None = None,
 ) -> PreparedMerge:
-    """Reads a recipe, opens its models by their headers, and plans the merge; writes nothing.
+    """Reads a recipe, opens its models by their headers, and plans the merge; writes nothing that stays.
 
     Args:
         recipe: A file in mergekit's YAML.
@@ -98,6 +99,7 @@ def prepare_merge(
 
     Raises:
         ConfigError: Anything at all stands in the way; lists every fault of the recipe and of all models' headers.
+        StorageError: A stage's tokenizer is needed by the next, and cannot be kept in the system's temporary folder.
     """
     path = Path(recipe)
     try:
@@ -105,20 +107,11 @@ def prepare_merge(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error}") from error
     recipes = parse_recipes(text, where=str(path))
-    faults = Faults()
+    faults = Faults(_seed_faults(seed))
     shard_bytes = faults.attempt(lambda: parse_size(shard_size)) or 1
     asked = _Asked(own_methods() if methods is None else methods, shard_bytes, seed, semantics, open_activations)
-    stages: list[Stage | AdapterStage] = []
-    given: dict[str, Model] = {}
-    for one in needed(ordered(recipes)):
-        found = Faults()
-        stage = _prepare(one, asked, given, found)
-        faults += [f"{one.name}: {fault}" if one.name else fault for fault in found]
-        if stage is None:
-            break  # what needs it cannot be looked at
-        stages.append(stage)
-        if one.name and isinstance(stage, Stage):
-            given[one.name] = _promised(stage)
+    with ExitStack() as scratch:
+        stages = _prepare_all(needed(ordered(recipes)), asked, faults, scratch)
     if faults:
         raise ConfigError(f"{path} cannot be merged", capped(faults, limit=_MAX_FAULTS))
     return PreparedMerge(tuple(stages))
@@ -209,7 +202,7 @@ def merge_tensors(
         {'w': array([0.5, 0.5], dtype=float32)}
     """
     recipes = parse_recipes(recipe, where="the recipe")
-    faults = Faults()
+    faults = Faults(_seed_faults(seed))
     if len(recipes) > 1:
         faults.append(f"the recipe has {len(recipes)} documents; merge them one after another")
     given = {text: in_memory(text, tensors) for text, tensors in models.items()}
@@ -255,6 +248,32 @@ def _prepare(recipe: Recipe, asked: _Asked, given: Mapping[str, Model], faults: 
     )
 
 
+def _seed_faults(seed: int) -> list[str]:
+    return [] if 0 <= seed < 1 << 64 else [f"seed {seed} is not a whole number from 0 to 2^64 - 1"]
+
+
+def _prepare_all(
+    recipes: Sequence[Recipe], asked: _Asked, faults: Faults, scratch: ExitStack
+) -> list[Stage | AdapterStage]:
+    stages: list[Stage | AdapterStage] = []
+    given: dict[str, Model] = {}
+    failed: set[str | None] = set()
+    for one in recipes:
+        if failed & {reference.path for reference in one.references}:
+            failed.add(one.name)  # what it needs cannot be looked at
+            continue
+        found = Faults()
+        stage = _prepare(one, asked, given, found)
+        faults += [f"{one.name}: {fault}" if one.name else fault for fault in found]
+        if stage is None:
+            failed.add(one.name)
+            continue
+        stages.append(stage)
+        if one.name and isinstance(stage, Stage):
+            given[one.name] = _promised(stage, scratch)
+    return stages
+
+
 def own_methods() -> dict[str, MergeMethodSpec]:
     """Returns minerua's own merge methods by name."""
     from minerua.merge.methods import minerua_merge_methods
@@ -276,12 +295,28 @@ def needed(recipes: Sequence[Recipe]) -> list[Recipe]:
     return [recipe for recipe in recipes if recipe.name in wanted and recipe is not last] + [last]
 
 
-def _promised(stage: Stage) -> Model:
+def _promised(stage: Stage, scratch: ExitStack) -> Model:
     """Returns a stage's result as later stages may plan with it, before it exists."""
-    return promised_model(
-        str(stage.recipe.name), {spec.name: spec for shard in stage.shards for spec, _ in shard.tensors},
-        stage.config, _donor_folder(stage),
-    )  # fmt: skip
+    specs = {spec.name: spec for shard in stage.shards for spec, _ in shard.tensors}
+    changes_tokenizer = stage.recipe.tokenizer is not None or stage.recipe.chat_template is not None
+    folder = _kept_files(stage, scratch) if changes_tokenizer else _donor_folder(stage)
+    return promised_model(str(stage.recipe.name), specs, stage.config, folder)
+
+
+def _kept_files(stage: Stage, scratch: ExitStack) -> Path:
+    """Writes what a stage will have beside its weights into a folder that lasts as long as `scratch`."""
+    name = str(stage.recipe.name)
+    try:
+        folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="minerua-"))) / name
+        folder.mkdir()
+        for path, content in stage.files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+    except OSError as error:
+        raise StorageError(
+            f"the tokenizer of stage {name} cannot be kept for the next one: {error}; set TMPDIR to another folder"
+        ) from error
+    return folder
 
 
 def _donor_folder(stage: Stage) -> Path:

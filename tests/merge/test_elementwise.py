@@ -208,11 +208,24 @@ def test_arcee_fusion_of_close_models_finds_divergences_that_mergekit_loses_in_r
     assert ((mergekit("arcee_fusion", [expert], base) != base) != exact).any()
 
 
-def test_of_equal_variances_sce_selects_the_first():
+@pytest.mark.parametrize("elements", [1, 4, 20])
+def test_of_equal_variances_sce_selects_the_first(elements, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", elements)
     base = np.zeros((4, 5), np.float32)
     experts = [np.ones_like(base), 3 * np.ones_like(base)]
-    kept = minerua("sce", experts, base, select_topk=0.3) != 0
-    assert np.flatnonzero(kept).tolist() == list(range(6))
+    merged = minerua("sce", experts, base, select_topk=0.3).reshape(-1)
+    np.testing.assert_allclose(merged, [2.8] * 6 + [0] * 14, rtol=1e-6)  # (1 · 1 + 9 · 3) ÷ 10
+
+
+@pytest.mark.parametrize("elements", [1, 4, 20])
+def test_the_squares_that_sce_weighs_by_are_those_of_what_is_selected(elements, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", elements)
+    base = np.zeros(6, np.float32)
+    experts = [np.float32([1, 1, 5, 1, 9, 9]), np.float32([3, 3, 7, 3, 9, 9])]  # all but the last two vary alike
+    merged = minerua("sce", experts, base, select_topk=0.5)
+    first, second = 1 + 1, 9 + 9
+    assert merged[2:].tolist() == [0] * 4
+    np.testing.assert_allclose(merged[:2], (first * 1 + second * 3) / (first + second), rtol=1e-6)
 
 
 def test_an_expert_with_hardly_any_share_counts_in_full_where_sce_has_nobody_else():

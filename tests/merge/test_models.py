@@ -137,7 +137,7 @@ def test_a_tensor_in_two_bin_files_is_a_fault(tmp_path):
     sharded_bin(tmp_path / "a", {"extra": "third.bin"})
     write_bin(tmp_path / "a", {"extra": torch.zeros(2), "lm_head.weight": torch.zeros(2)}, name="third.bin")
     (fault,) = faults("coder", tmp_path / "a")
-    assert fault == "third.bin: tensor 'lm_head.weight' is in two files"
+    assert fault.endswith(".bin: tensor 'lm_head.weight' is in two files")
 
 
 def test_a_tensor_that_the_index_of_bin_files_promises_must_be_there(tmp_path):

@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 from minerua.errors import CheckpointError, StorageError
 from minerua.values import TensorSpec
 from minerua.weights.adapter import Factors
+from minerua.weights.atomic import remove_partials, write_bytes
 from minerua.weights.checkpoint import open_checkpoint
 from minerua.weights.header import DTYPES
-from minerua.weights.writer import remove_partials, write_adapter, write_bytes, write_checkpoint
+from minerua.weights.writer import write_adapter, write_checkpoint
 
 LEFT = np.arange(8, dtype=np.float32).reshape(4, 2)
 RIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
