@@ -117,6 +117,7 @@ class Run:
 def run_alone(command: Sequence[str | Path], log: Path) -> Run:
     """Runs a command to its end, which must be a good one; looks at its memory every 2 ms."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # or mergekit may ask the network
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     with log.open("wb") as output:
         begin = perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

@@ -6,7 +6,7 @@ inner products: one pass reads it, `sphere.py` turns it into coefficients, one m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -198,24 +198,24 @@ def model_stock(tensors: MergeTensors, target: Target) -> np.ndarray:
 # ── what the methods share ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def weights_fault(tensors: MergeTensors) -> str | None:
+def weights_fault(parameters: Mapping[str, Any]) -> str | None:
     """Says what is wrong with weights that are to be normalised; `None` if nothing is."""
-    asked = any(tensors.parameters.get(name) for name in ("normalize", "normalize_weights"))
-    weights = tensors.parameters["weight"]
+    asked = any(parameters.get(name) for name in ("normalize", "normalize_weights"))
+    weights = parameters["weight"]
     if not asked or abs(sum(weights)) >= 1e-8:
         return None
     return f"weights {list(weights)} sum to zero and cannot be normalised; set other weights, or switch that off"
 
 
-def steps_fault(tensors: MergeTensors) -> str | None:
+def steps_fault(parameters: Mapping[str, Any]) -> str | None:
     """Says what is wrong with the number of steps of the Karcher mean; `None` if nothing is."""
-    steps = tensors.parameters["max_iter"]
+    steps = parameters["max_iter"]
     return None if steps == int(steps) else f"max_iter is {steps}; expected a whole number"
 
 
 def _weights(tensors: MergeTensors, normalize: str) -> list[float]:
     weights = tensors.parameters["weight"]
-    fault = weights_fault(tensors)
+    fault = weights_fault(tensors.parameters)
     if fault:
         raise ConfigError(f"tensor {tensors.name!r} cannot be averaged", [fault])
     total = sum(weights) if tensors.parameters[normalize] else 1.0

@@ -159,8 +159,8 @@ def merge_one(
         whole: For methods that use activations.
 
     Returns:
-        K + 2 counts of numbers that are not finite: of each expert, of the base, and of the result; or `None` where a
-        method does not count.
+        K + 2 counts of numbers that are not finite: of each expert, of the base, and of the result; others where a
+        method's last pass was over other sources; or `None` where it does not count.
 
     Raises:
         BrokenPlugin: The method failed, or returned another shape; names it and the tensor.
@@ -168,7 +168,7 @@ def merge_one(
     """
     try:
         if method.uses == "tensors":
-            return _expect_counts(method, tensors, method.merge(tensors, target))
+            return _expect_counts(method, tensors.name, method.merge(tensors, target))
         if method.uses == "tiles":
             return _merge_tiles(method, tensors, target)
         return _merge_task_vectors(method, tensors, target, whole)
@@ -186,7 +186,7 @@ def merge_arrays(
     """Merges one tensor's task vectors in memory, by a method that looks at nothing else.
 
     Args:
-        method: With `uses` of `weights`, `tiles` or `tensors`, and without `prepare`.
+        method: With `uses` of `weights`, `tiles` or `tensors`; what its `prepare` sees is this tensor alone.
         task_vectors: K arrays of one shape, float32.
         name: The tensor's name; random masks are drawn by it.
         settings: Values of parameters; the rest have their defaults.
@@ -209,7 +209,8 @@ def merge_arrays(
     base = None if method.base == "ignored" else passes.Source(np.zeros(shape, np.float32))
     sources = tuple(passes.Source(np.ascontiguousarray(vector, np.float32)) for vector in task_vectors)
     tensors = MergeTensors(name, shape, number_of(name), sources, base, {**defaults, **settings})
-    merge_one(method, tensors, passes.Target(merged.dtype, merged))
+    prepared = method.prepare([tensors]) if method.prepare else None
+    merge_one(method, replace(tensors, prepared=prepared), passes.Target(merged.dtype, merged))
     return merged
 
 
@@ -317,12 +318,12 @@ def _expect_shape(method: MergeMethodSpec, tensors: MergeTensors, found: np.ndar
         )
 
 
-def _expect_counts(method: MergeMethodSpec, tensors: MergeTensors, found: Any) -> np.ndarray | None:
+def _expect_counts(method: MergeMethodSpec, name: str, found: Any) -> np.ndarray | None:
     counts = np.asarray([] if found is None else found)
-    if found is not None and (counts.shape != (len(tensors.experts) + 2,) or counts.dtype.kind not in "iu"):
+    if found is not None and (counts.ndim != 1 or counts.dtype.kind not in "iu"):
         raise BrokenPlugin(
-            f"merge method {method.name!r} returned {found!r} for {tensors.name!r}; return what a pass of "
-            "minerua.kernels returns, or None"
+            f"merge method {method.name!r} returned {found!r} for {name!r}; return what a pass of minerua.kernels "
+            "returns, or None"
         )
     return None if found is None else counts
 
@@ -394,6 +395,8 @@ def _number_faults(job: Job, counts: np.ndarray | None) -> list[str]:
     if counts is None or not np.any(counts):
         return []
     holders = [*job.experts, *([job.base] if job.base else [])]
+    if len(counts) != len(job.experts) + 2:  # of a pass over others than the experts and the base
+        return [f"tensor {job.name!r}: {counts.sum()} numbers of its models, or merged ones, are NaN or infinite"]
     faults = [
         f"{model.text}: {count} numbers of tensor {name!r} are NaN or infinite"
         for (model, name), count in zip(holders, counts, strict=False)

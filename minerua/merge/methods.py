@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from minerua.errors import ConfigError
 from minerua.hookspecs import hookimpl
 from minerua.merge import averages, consensus, elementwise, sparse, spectral
 from minerua.merge.layer_match import match_layers
@@ -28,26 +27,6 @@ def minerua_merge_methods() -> list[MergeMethodSpec]:
     ]
 
 
-def refusing(fault: Callable[[MergeTensors], str | None]) -> Callable[[Sequence[MergeTensors]], None]:
-    """Returns a `prepare` that refuses parameters which a method cannot use, before anything is merged.
-
-    Args:
-        fault: Says what is wrong with the parameters of a tensor; `None` if nothing is.
-    """
-
-    def prepare(all_tensors: Sequence[MergeTensors]) -> None:
-        found: dict[str, list[str]] = {}
-        for tensors in all_tensors:
-            text = fault(tensors)
-            if text is not None:
-                found.setdefault(text, []).append(tensors.name)
-        if found:
-            faults = [f"{text} (in {len(names)} tensors, the first is {names[0]!r})" for text, names in found.items()]
-            raise ConfigError("the merge method cannot use these parameters", faults)
-
-    return prepare
-
-
 # ── the parameters, as recipes write them ────────────────────────────────────────────────────────────────────────────
 
 WEIGHT = MergeParameter("weight", per_model=True)
@@ -66,24 +45,25 @@ def _flag(name: str, default: bool) -> MergeParameter:
 
 def _averages() -> list[MergeMethodSpec]:
     place = MergeParameter("t")
+    linear = (WEIGHT, _flag("normalize", True))
     nuslerp = (WEIGHT, _flag("nuslerp_row_wise", False), _flag("nuslerp_flatten", True))
     multislerp = (WEIGHT, _flag("normalize_weights", True), MergeParameter("eps", default=1e-8, fewest=0.0))
     karcher = (MergeParameter("max_iter", default=10, fewest=0), MergeParameter("tol", default=1e-5, fewest=0.0))
     scale = MergeParameter("scale", per_model=True, default=1.0)
-    weights_sum, whole_steps = refusing(averages.weights_fault), refusing(averages.steps_fault)
     return [
         _tensors("passthrough", averages.passthrough, (scale,), base="ignored", most=1),
-        _tensors("linear", averages.linear, (WEIGHT, _flag("normalize", True)), base="ignored", prepare=weights_sum),
+        _tensors(
+            "linear", averages.linear, (WEIGHT, _flag("normalize", True)), base="ignored", check=averages.weights_fault
+        ),
         _tensors("slerp", averages.slerp, (place,), most=1),
         _tensors("nuslerp", averages.nuslerp, nuslerp, base="optional", fewest=2, most=2),
-        _tensors("multislerp", averages.multislerp, multislerp, base="optional", prepare=weights_sum),
-        _tensors("karcher", averages.karcher, karcher, base="ignored", prepare=whole_steps),
+        _tensors("multislerp", averages.multislerp, multislerp, base="optional", check=averages.weights_fault),
+        _tensors("karcher", averages.karcher, karcher, base="ignored", check=averages.steps_fault),
         _tensors("model-stock", averages.model_stock, (_flag("filter_wise", False),), fewest=2),
     ]
 
 
 def _sparse() -> list[MergeMethodSpec]:
-    ranks = refusing(sparse.ranks_fault)
     return [
         _thinned("task-arithmetic", sparse.task_arithmetic),
         _thinned("ties", sparse.ties, normalize=True, prepare=sparse.prepare_ties),
@@ -91,8 +71,8 @@ def _sparse() -> list[MergeMethodSpec]:
         _thinned("dare-ties", sparse.dare_ties, rescale=True),
         _thinned("breadcrumbs", sparse.breadcrumbs, GAMMA),
         _thinned("breadcrumbs-ties", sparse.breadcrumbs_ties, GAMMA),
-        _thinned("della-linear", sparse.della_linear, RANK_EPSILON, rescale=True, prepare=ranks),
-        _thinned("della", sparse.della, RANK_EPSILON, normalize=True, rescale=True, prepare=ranks),
+        _thinned("della-linear", sparse.della_linear, RANK_EPSILON, rescale=True, check=sparse.ranks_fault),
+        _thinned("della", sparse.della, RANK_EPSILON, normalize=True, rescale=True, check=sparse.ranks_fault),
     ]
 
 
@@ -121,9 +101,18 @@ def _tensors(
     fewest: int = 1,
     most: int | None = None,
     prepare: Callable[[Sequence[MergeTensors]], object] | None = None,
+    check: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> MergeMethodSpec:
     return MergeMethodSpec(
-        name, merge, uses="tensors", parameters=parameters, base=base, fewest=fewest, most=most, prepare=prepare
+        name,
+        merge,
+        uses="tensors",
+        parameters=parameters,
+        base=base,
+        fewest=fewest,
+        most=most,
+        prepare=prepare,
+        check=check,
     )
 
 
@@ -134,8 +123,9 @@ def _thinned(
     normalize: bool = False,
     rescale: bool = False,
     prepare: Callable[[Sequence[MergeTensors]], object] | None = None,
+    check: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> MergeMethodSpec:
     """Returns the spec of a method that thins task vectors; all take the same parameters, and some of their own."""
     flags = (_flag("normalize", normalize), _flag("rescale", rescale), INT8_MASK)
     parameters = (WEIGHT, DENSITY, *own, LAMBDA, *flags)
-    return _tensors(name, merge, parameters, fewest=0, prepare=prepare)
+    return _tensors(name, merge, parameters, fewest=0, prepare=prepare, check=check)

@@ -207,7 +207,7 @@ def prepare_stage(
         known_parameters={parameter.name for spec in methods.values() for parameter in spec.parameters},
     )
     faults += planned.faults
-    faults += merge_faults(method, planned.jobs)
+    faults += [*merge_faults(method, planned.jobs), *_task_faults(recipe, method, planned.jobs)]
     if tokenizer is not None:
         for members in {tuple(holder for holder, _ in job_inputs(job)) for job in planned.jobs if job.vocabulary}:
             faults.attempt(functools.partial(tokenizer.row_maps, list(dict.fromkeys(members)), base=recipe.base))
@@ -283,6 +283,18 @@ def _activations(
         )
         return None
     return faults.attempt(lambda: open_activations(asked.model, asked.tasks))
+
+
+def _task_faults(recipe: Recipe, method: MergeMethodSpec, jobs: Sequence[Job]) -> list[str]:
+    if recipe.activations is None or method.uses not in ("grams", "model"):
+        return []
+    named = len(recipe.activations.tasks)
+    counts = dict.fromkeys(len(job.experts) for job in jobs if job.kind == "merge")
+    return [
+        f"activations: {named} tasks are named for {count} experts; name one for each, in the order of the models"
+        for count in counts
+        if count != named
+    ]
 
 
 # ── vocabularies ─────────────────────────────────────────────────────────────────────────────────────────────────────

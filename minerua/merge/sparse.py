@@ -15,7 +15,7 @@ tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minerua.errors import ConfigError
@@ -203,7 +203,7 @@ def _random_masks(tensors: MergeTensors) -> list[Mask]:
 def _ranked_masks(tensors: MergeTensors) -> list[Mask]:
     from minerua.kernels.sources import NONE_KEPT, Mask
 
-    fault = ranks_fault(tensors)
+    fault = ranks_fault(tensors.parameters)
     if fault:
         raise ConfigError(f"tensor {tensors.name!r} cannot be thinned", [fault])
     masks, columns = [], pieces.row_of(tensors.shape)
@@ -245,11 +245,11 @@ def _per_model(tensors: MergeTensors, one: str, other: str) -> Iterable[tuple[fl
     return zip(tensors.parameters[one], tensors.parameters[other], strict=True)
 
 
-def ranks_fault(tensors: MergeTensors) -> str | None:
+def ranks_fault(parameters: Mapping[str, Any]) -> str | None:
     """Says which densities and epsilons of DELLA give no probabilities; `None` if all do."""
     wrong = [
         f"density {density} ± epsilon {epsilon}"
-        for density, epsilon in _per_model(tensors, "density", "epsilon")
+        for density, epsilon in zip(parameters["density"], parameters["epsilon"], strict=True)
         if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1)
     ]
     return f"{' and '.join(wrong)} is not between 0 and 1; choose a smaller epsilon" if wrong else None

@@ -122,19 +122,22 @@ METHODS = (
         "tsv-m",
         merge_task_singular_vectors,
         uses="tensors",
+        whole=True,
         parameters=(*_COMMON, MergeParameter("rank_budget", default=1.0, fewest=0.0)),
     ),
-    MergeMethodSpec("iso-c", merge_isotropic, uses="tensors", parameters=_COMMON),
+    MergeMethodSpec("iso-c", merge_isotropic, uses="tensors", parameters=_COMMON, whole=True),
     MergeMethodSpec(
         "iso-cts",
         merge_isotropic_with_tasks,
         uses="tensors",
+        whole=True,
         parameters=(*_COMMON, MergeParameter("common", default=0.8, fewest=0.0, most=1.0)),
     ),
     MergeMethodSpec(
         "subspace-boosting",
         merge_boosted,
         uses="tensors",
+        whole=True,
         parameters=(*_COMMON, MergeParameter("boost", default=0.01, fewest=0.0, most=1.0)),
     ),
 )

@@ -167,11 +167,10 @@ def _disagreements(
                 f"evolution: the bounds of {task} are {low:g} and {high:g}: the upper must be above its lower bound"
             )
     faults += [
-        f"evolution.merges: {merge.name} cannot seed a population: it needs {', '.join(missing)}, or looks at all "
-        "tensors first; merge with `minerua merge`, and name the result as an expert"
+        f"evolution.merges: {merge.name} cannot seed a population, because a run file cannot set its "
+        f"{', '.join(missing)}; merge with `minerua merge`, and name the result as an expert"
         for merge in merges
         if (missing := [p.name for p in merge.parameters if p.default is None and p.name != "weight"])
-        or merge.prepare is not None
     ]
     hungry = [merge.name for merge in merges if merge.uses in ("grams", "model")]
     if hungry and model and model.activations is None:

@@ -211,7 +211,7 @@ def test_a_method_that_returns_another_shape_is_named(uses):
     assert str(caught.value) == f"merge method 'bad' returned shape [3, 3] for {expected} of 'w'"
 
 
-@pytest.mark.parametrize("result", ["text", [1, 2], [0.5, 0, 0, 0], 7])
+@pytest.mark.parametrize("result", ["text", [[1, 2]], [0.5, 0, 0, 0], 7])
 def test_a_method_of_tensors_that_returns_no_counts_is_named(result):
     with pytest.raises(BrokenPlugin, match="merge method 'bad' returned .* for 'w'; return what a pass of minerua"):
         merge(MergeMethodSpec("bad", lambda *_: result, uses="tensors"), models([1], [2]))
@@ -269,9 +269,19 @@ def test_numbers_that_are_not_finite_are_found_for_every_kind_of_method(uses):
         merge(MergeMethodSpec("mean-of", mean, uses=uses), given)
     assert caught.value.faults == ("a: 2 numbers of tensor 'w' are NaN or infinite",)
     with pytest.raises(CheckpointError) as caught:
-        merge(MergeMethodSpec("mean-of", mean, uses=uses), models([6e4] * 2, [7e4] * 2) , dtype="float16",
-              models=[{"model": "b"}, {"model": "b"}] if False else [{"model": "a"}, {"model": "b"}])
+        merge(MergeMethodSpec("mean-of", mean, uses=uses), models([6e4] * 2, [8e4] * 2), dtype="float16")
     assert caught.value.faults[0].endswith("2 merged numbers are beyond float16; ask for a wider dtype")
+
+
+def test_a_pass_over_other_sources_than_the_experts_is_counted_too():
+    def first(tensors, target):
+        return passes.combine(tensors.experts[:1], [1], base=None, target=target)
+
+    spec = MergeMethodSpec("first", first, uses="tensors")
+    assert merge(spec, models([1, 2], [3, 4]))["w"].tolist() == [1, 2]
+    with pytest.raises(CheckpointError) as caught:
+        merge(spec, models([np.inf, 2], [3, 4]))
+    assert caught.value.faults == ("tensor 'w': 2 numbers of its models, or merged ones, are NaN or infinite",)
 
 
 def test_numbers_that_a_method_makes_infinite_are_found():

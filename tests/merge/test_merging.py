@@ -518,7 +518,9 @@ def test_arrays_that_nobody_can_merge_are_faults(kind):
 
 
 def test_arrays_without_elements_and_without_axes_are_merged():
-    given = {name: {"none": np.zeros((0, 3), np.float32), "one": np.array(k, np.float32)} for k, name in enumerate("ab")}
+    given = {
+        name: {"none": np.zeros((0, 3), np.float32), "one": np.array(k, np.float32)} for k, name in enumerate("ab")
+    }
     for method in ("linear", "ties", "slerp", "model_stock", "breadcrumbs", "nearswap", "della"):
         content = asked(method) if method != "linear" else recipe()
         models = given | {"c": given["b"]}
@@ -540,7 +542,9 @@ def test_an_empty_folder_is_taken_and_a_full_one_is_not(tmp_path):
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("where", ["gone/out", "file", "file/out", ".", "", "..", "/", "x" * 300, "a/model.safetensors"])
+@pytest.mark.parametrize(
+    "where", ["gone/out", "file", "file/out", ".", "", "..", "/", "x" * 300, "a/model.safetensors"]
+)
 def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_merged(tmp_path, monkeypatch, where):
     write_models(tmp_path)
     (tmp_path / "file").write_text("mine")
