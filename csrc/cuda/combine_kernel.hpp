@@ -80,7 +80,7 @@ struct GramRequest {
 };
 
 /// Squares on and above the diagonal for the largest number of sources.
-constexpr int gram_squares(int most_sources) {
+MINERUA_HOST_DEVICE static inline constexpr int gram_squares(int most_sources) {
   const int sides = (most_sources + gram_side - 1) / gram_side;
   return sides * (sides + 1) / 2;
 }

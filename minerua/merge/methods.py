@@ -52,9 +52,7 @@ def _averages() -> list[MergeMethodSpec]:
     scale = MergeParameter("scale", per_model=True, default=1.0)
     return [
         _tensors("passthrough", averages.passthrough, (scale,), base="ignored", most=1),
-        _tensors(
-            "linear", averages.linear, (WEIGHT, _flag("normalize", True)), base="ignored", check=averages.weights_fault
-        ),
+        _tensors("linear", averages.linear, linear, base="ignored", check=averages.weights_fault),
         _tensors("slerp", averages.slerp, (place,), most=1),
         _tensors("nuslerp", averages.nuslerp, nuslerp, base="optional", fewest=2, most=2),
         _tensors("multislerp", averages.multislerp, multislerp, base="optional", check=averages.weights_fault),
