@@ -14,14 +14,15 @@ struct CombineRequest {
 };
 
 /// Adds the terms of the sources that were loaded ahead, `first` and those behind it.
-__device__ inline void add_ahead(const minerua_tensor& tensor, const Ahead& ahead, int first, const Run& run,
-                                 const Lanes& base, const float* coefficients, std::int64_t* counts, Lanes& sums) {
+__device__ inline void add_ahead(const minerua_pass& pass, const minerua_tensor& tensor, const Ahead& ahead, int first,
+                                 const Run& run, const Lanes& base, const float* coefficients, std::int64_t* counts,
+                                 Lanes& sums) {
 #pragma unroll
   for (int j = 0; j < sources_ahead; ++j) {
     const int k = first + j;
     if (k >= tensor.source_count) break;
     Lanes values;
-    finish_values(ahead.source[j], tensor.columns, run, ahead.raw[j], values);
+    finish_ahead(pass, tensor, ahead, first, j, run, values);
     count_not_finite(values, run.count, counts + k);
     if (tensor.has_base) subtract(base, values);
     const float c = __ldg(coefficients + k);
@@ -52,7 +53,7 @@ __device__ inline void combine_run(const minerua_pass& pass, const minerua_tenso
 #pragma unroll
   for (int i = 0; i < pass_lanes; ++i) sums[i] = base[i];
   for (int first = 0;;) {
-    add_ahead(tensor, ahead, first, run, base, coefficients, counts, sums);
+    add_ahead(pass, tensor, ahead, first, run, base, coefficients, counts, sums);
     first += sources_ahead;
     if (first >= tensor.source_count) break;
     load_ahead(pass, tensor, first, run, ahead);
@@ -97,6 +98,9 @@ __device__ inline Square square_at(int index, int most_sources) {
   return {row * gram_side, (sides - length + index) * gram_side};
 }
 
+using Sums = double[gram_side][gram_side];
+
+/// The terms of the sources of a side; zeros where there are none.
 __device__ inline void load_side(const minerua_pass& pass, const minerua_tensor& tensor, int first, const Run& run,
                                  const Lanes& base, Lanes (&terms)[gram_side]) {
   static_assert(gram_side == sources_ahead, "a side is what is loaded ahead");
@@ -105,36 +109,45 @@ __device__ inline void load_side(const minerua_pass& pass, const minerua_tensor&
 #pragma unroll
   for (int j = 0; j < gram_side; ++j) {
     const bool is_there = first + j < tensor.source_count;
-    if (is_there) finish_values(ahead.source[j], tensor.columns, run, ahead.raw[j], terms[j]);
+    if (is_there) finish_ahead(pass, tensor, ahead, first, j, run, terms[j]);
 #pragma unroll
     for (int i = 0; i < pass_lanes; ++i) terms[j][i] = is_there ? __fsub_rn(terms[j][i], base[i]) : 0.0f;
   }
 }
 
-/// Products of two floats are exact in double precision, so that a fused addition rounds as a separate one would.
-__device__ inline void add_products(const Lanes (&rows)[gram_side], const Lanes (&columns)[gram_side],
-                                    double (&sums)[gram_side][gram_side]) {
+/// Column b of a square: products of two floats are exact in double precision, so that a fused addition rounds as a separate
+/// one would. On the diagonal only what is not below it.
+template <bool is_diagonal>
+__device__ inline void add_column(const Lanes (&rows)[gram_side], const Lanes& column, int b, Sums& sums) {
 #pragma unroll
   for (int i = 0; i < pass_lanes; ++i)
 #pragma unroll
     for (int a = 0; a < gram_side; ++a)
-#pragma unroll
-      for (int b = 0; b < gram_side; ++b)
-        sums[a][b] = fma(static_cast<double>(rows[a][i]), static_cast<double>(columns[b][i]), sums[a][b]);
+      if (!is_diagonal || a <= b)
+        sums[a][b] = fma(static_cast<double>(rows[a][i]), static_cast<double>(column[i]), sums[a][b]);
 }
 
 __device__ inline void add_square(const minerua_pass& pass, const minerua_tensor& tensor, const Square& at,
-                                  const Run& run, double (&sums)[gram_side][gram_side]) {
+                                  const Run& run, Sums& sums) {
   Lanes base = {};
   if (tensor.has_base) {
     const minerua_source start = pass.sources[tensor.first_source + tensor.source_count];
     finish_values(start, tensor.columns, run, load_raw(start, run), base);
   }
-  Lanes rows[gram_side], columns[gram_side];
+  Lanes rows[gram_side];
   load_side(pass, tensor, at.rows, run, base, rows);
-  if (at.columns == at.rows) return add_products(rows, rows, sums);
-  load_side(pass, tensor, at.columns, run, base, columns);
-  add_products(rows, columns, sums);
+#pragma unroll
+  for (int b = 0; b < gram_side; ++b) {
+    if (at.columns == at.rows) {
+      add_column<true>(rows, rows[b], b, sums);
+    } else if (at.columns + b < tensor.source_count) {
+      const minerua_source source = pass.sources[tensor.first_source + at.columns + b];
+      Lanes column;
+      finish_values(source, tensor.columns, run, load_raw(source, run), column);
+      subtract(base, column);
+      add_column<false>(rows, column, b, sums);
+    }
+  }
 }
 
 __global__ void __launch_bounds__(pass_threads) gram_kernel(const __grid_constant__ GramRequest request) {
@@ -145,7 +158,7 @@ __global__ void __launch_bounds__(pass_threads) gram_kernel(const __grid_constan
   const Square at = square_at(static_cast<int>(blockIdx.x % squares), request.pass.most_sources);
   const int count = tensor.source_count;
   if (at.columns >= count) return;  // another tensor of this pass has more sources
-  double sums[gram_side][gram_side] = {};
+  Sums sums = {};
   const std::int64_t end = piece.begin + piece.count, step = static_cast<std::int64_t>(blockDim.x) * pass_lanes;
   for (std::int64_t first = piece.begin + threadIdx.x * pass_lanes; first < end; first += step)
     add_square(request.pass, tensor, at, run_at(first, end), sums);

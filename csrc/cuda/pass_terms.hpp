@@ -212,9 +212,11 @@ __device__ inline void store_results(const minerua_tensor& tensor, const Run& ru
   count_not_finite(values, run.count, counter);
 }
 
-/// The loads of up to sources_ahead sources from source `first` on.
+/// The loads of up to sources_ahead sources. Of their descriptions only what registers can afford: the type, and whether
+/// there are factors; those are looked up again.
 struct Ahead {
-  minerua_source source[sources_ahead];
+  int dtype[sources_ahead];
+  bool has_factors[sources_ahead];
   Raw raw[sources_ahead];
 };
 
@@ -223,9 +225,19 @@ __device__ inline void load_ahead(const minerua_pass& pass, const minerua_tensor
 #pragma unroll
   for (int j = 0; j < sources_ahead; ++j)
     if (first + j < tensor.source_count) {
-      ahead.source[j] = pass.sources[tensor.first_source + first + j];
-      ahead.raw[j] = load_raw(ahead.source[j], run);
+      const minerua_source& source = pass.sources[tensor.first_source + first + j];
+      ahead.dtype[j] = source.dtype;
+      ahead.has_factors[j] = source.left != nullptr;
+      ahead.raw[j] = load_raw(source, run);
     }
+}
+
+/// The elements of source first + j, which was loaded ahead.
+__device__ inline void finish_ahead(const minerua_pass& pass, const minerua_tensor& tensor, const Ahead& ahead, int first,
+                                    int j, const Run& run, Lanes& values) {
+  widen(ahead.dtype[j], ahead.raw[j], values);
+  if (ahead.has_factors[j])
+    add_factors(pass.sources[tensor.first_source + first + j], tensor.columns, run, values);
 }
 
 /// Sum over a block of pass_threads, in a fixed tree; thread 0 gets it. `partial` is the block's, a double for each thread.

@@ -6,7 +6,8 @@ Twins share names with the compiled operations, which agree bit for bit but for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -56,14 +57,17 @@ def combine(sources: Sequence[Source], coefficients: np.ndarray, *, base: Source
     """
     start = None if base is None else load(base, 0, base.size)
     rows = coefficients.reshape(-1, len(sources))  # (R, K)
-    total, counts = start, np.zeros(len(sources) + 2, np.int64)
-    with np.errstate(all="ignore"):
+    counts = np.zeros(len(sources) + 2, np.int64)
+
+    def products() -> Iterator[np.ndarray]:
         for k, source in enumerate(sources):
             x = load(source, 0, source.size)
             counts[k] = np.count_nonzero(~np.isfinite(x))
             term = x if start is None else x - start
-            product = (rows[:, k, None] * term.reshape(len(rows), -1)).reshape(-1)
-            total = product if total is None else total + product
+            yield (rows[:, k, None] * term.reshape(len(rows), -1)).reshape(-1)
+
+    with np.errstate(all="ignore"):
+        total = reduce(np.add, products()) if start is None else reduce(np.add, products(), start)
         return _written(total, start, counts, target)
 
 
@@ -279,8 +283,7 @@ def _terms(sources: Sequence[Source], base: Source | None) -> list[np.ndarray]:
         return loaded if start is None else [x - start for x in loaded]
 
 
-def _written(total: np.ndarray | None, start: np.ndarray | None, counts: np.ndarray, target: Target) -> np.ndarray:
-    assert total is not None
+def _written(total: np.ndarray, start: np.ndarray | None, counts: np.ndarray, target: Target) -> np.ndarray:
     if start is not None:
         counts[-2] = np.count_nonzero(~np.isfinite(start))
     rounded = total.astype(target.dtype)

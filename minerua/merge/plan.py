@@ -6,7 +6,7 @@ Not a byte of a tensor is looked at. What mergekit's plan would drop in silence 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -28,7 +28,6 @@ class Job:
 
     Args:
         name: Its name there.
-        number: Its place among all of them, from 0, in natural order of names: the same whatever the files are.
         shape: Its extents.
         dtype: numpy's name of its element type.
         experts: For each expert the model and the tensor's name in it, in the recipe's order.
@@ -39,7 +38,6 @@ class Job:
     """
 
     name: str
-    number: int
     shape: tuple[int, ...]
     dtype: str
     experts: tuple[tuple[ModelRef, str], ...]
@@ -158,7 +156,7 @@ class _Planning:
         parameters = self._parameters(name, t, group, found) if is_merged else {}
         dtype = self._dtype(dtypes) if is_merged else dtypes[0]
         kind: Literal["merge", "copy"] = "merge" if is_merged else "copy"
-        self.jobs[name] = Job(name, 0, shape, dtype, experts, base, parameters, kind, is_vocabulary)
+        self.jobs[name] = Job(name, shape, dtype, experts, base, parameters, kind, is_vocabulary)
 
     def _dtype(self, dtypes: Sequence[str]) -> str:
         """Returns the output's element type: as asked for, or what holds the inputs' numbers, at most float32."""
@@ -195,7 +193,7 @@ class _Planning:
                 self._missing.setdefault((model, holders), []).append(name)
 
     def finished(self, sections: Sequence[Section]) -> Plan:
-        """Returns the plan with its jobs numbered and its faults told."""
+        """Returns the plan with its jobs in natural order and its faults told."""
         for (model, holders), names in self._missing.items():
             text = " and ".join(holder.text for holder in holders)
             self.faults.append(
@@ -207,12 +205,11 @@ class _Planning:
             )
         if not self.jobs and not self.faults:
             self.faults.append("the models hold no tensors that could be merged")
-        jobs = [self.jobs[name] for name in natural_order(self.jobs)]
-        numbered = tuple(replace(job, number=number) for number, job in enumerate(jobs))
+        jobs = tuple(self.jobs[name] for name in natural_order(self.jobs))
         counts = {family: count for section in sections for family, count in section.layer_counts.items()}
         origins = {family: origin for section in sections for family, origin in section.layer_origins.items()}
         faults = tuple(capped(list(dict.fromkeys(self.faults)), limit=_MAX_FAULTS))
-        return Plan(numbered, counts, origins, faults, tuple(dict.fromkeys(self.notes)))
+        return Plan(jobs, counts, origins, faults, tuple(dict.fromkeys(self.notes)))
 
 
 def _some(names: Sequence[str]) -> str:

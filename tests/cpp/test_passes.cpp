@@ -113,8 +113,12 @@ void test_random_words_are_those_of_the_authors() {
   // Random123, kat_vectors: philox4x32 10.
   const Known cases[] = {
       {0, {0, 0, 0}, {0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}},
-      {~std::uint64_t{0}, {~std::uint64_t{0}, 0xffffffffu, 0xffffffffu}, {0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}},
-      {0x85a308d3243f6a88u, {0x299f31d0a4093822u, 0x03707344u, 0x13198a2eu}, {0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u}},
+      {~std::uint64_t{0},
+       {~std::uint64_t{0}, 0xffffffffu, 0xffffffffu},
+       {0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}},
+      {0x85a308d3243f6a88u,
+       {0x299f31d0a4093822u, 0x03707344u, 0x13198a2eu},
+       {0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u}},
   };
   for (const Known& known : cases) {
     std::vector<std::uint32_t> words(64);

@@ -115,7 +115,11 @@ def test_masks_that_cannot_be_taken_are_named(masks, sentence):
 
 
 NUMBER_FAULTS = [
-    ((passes.combine, [ONE], "many"), {"target": OUT}, "coefficients are no numbers, must have (1,), or (R, 1) for R"),
+    (
+        (passes.combine, [ONE], "many"),
+        {"target": OUT},
+        "coefficients are no numbers, must have (1,), or (R, 1) for R rows",
+    ),
     ((passes.combine, [ONE], [1.0, 2.0]), {"target": OUT}, "coefficients are of shape (2,), must have (1,), or (R, 1)"),
     (
         (passes.combine, [ONE], [[1.0]] * 4),

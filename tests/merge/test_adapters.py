@@ -246,12 +246,14 @@ def test_all_adapters_that_cannot_be_used_are_named(tmp_path, three):
 def test_garbage_in_an_adapter_is_a_fault_or_has_no_effect(tmp_path, three, name, garbage):
     (tmp_path / "b" / name).write_bytes(garbage)
     write(tmp_path / "base", tensors())
-    for content in (recipe(), recipe("task_arithmetic", ["base+b"], base_model="base"), recipe(names=["b", "b"])):
+    contents = [recipe(), recipe("task_arithmetic", ["base+b"], base_model="base"), recipe(names=["b", "b"])]
+    for number, content in enumerate(contents):
+        out = tmp_path / f"out-{number}"
         try:
-            merge_models(prepare_merge(put(tmp_path, content)), tmp_path / "out")
+            merge_models(prepare_merge(put(tmp_path, content)), out)
         except (ConfigError, CheckpointError) as error:
             assert error.faults
-            assert not (tmp_path / "out").exists()
+            assert not out.exists()
 
 
 def test_numbers_beyond_float32_are_a_fault_and_nothing_stays(tmp_path, three):
