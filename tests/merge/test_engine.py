@@ -251,7 +251,7 @@ def test_what_a_method_says_of_its_parameters_is_told_once_with_the_tensors():
 
 
 def test_a_check_that_fails_is_one_fault_of_all():
-    job = Job("w", 0, (1,), "float32", (), None, {})
+    job = Job("w", (1,), "float32", (), None, {})
     spec = MergeMethodSpec("bad", print, check=fail)
     (fault,) = merge_faults(spec, [job])
     assert fault.startswith("merge method 'bad' cannot check its parameters: ZeroDivisionError: division by zero (in 1")

@@ -51,7 +51,7 @@ def test_every_tensor_is_merged_with_its_namesakes():
     assert found.layer_counts == {"model.layers": 3}
 
 
-def test_numbers_do_not_depend_on_the_order_of_the_files():
+def test_the_plan_does_not_depend_on_the_order_of_the_files():
     models = {"a": llama(12), "b": llama(12)}
     turned = {name: dict(reversed(specs.items())) for name, specs in models.items()}
     plans = [planned(TWO, LINEAR, given) for given in (models, turned)]
