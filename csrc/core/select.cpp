@@ -1,5 +1,6 @@
 #include "core/select.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <mutex>
@@ -12,56 +13,56 @@
 namespace minerua {
 namespace {
 
-/// Up to so many bins every strand has counters of its own (256 KiB a source); beyond, where only the few keys within a
-/// narrow range are counted, all strands share atomic ones.
-constexpr std::size_t own_bins = std::size_t{1} << 16, shared_bins = std::size_t{1} << 20;
+/// Bins of a range, at most: every strand has counters of its own (256 KiB a source).
+constexpr std::size_t own_bins = std::size_t{1} << 16;
 
 /// Numbers that one strand counts before its 32-bit counters could overflow.
 constexpr std::size_t emptied_after = std::size_t{1} << 31;
 
-using SharedBins = std::vector<std::atomic<std::uint32_t>>;
+/// Keys of a source that a strand lists, at most (32 MiB).
+std::size_t longest_list(std::size_t size) { return std::min(size / 16, std::size_t{1} << 23) + own_bins; }
 
 /// The counters of one pass over all strands.
 struct Totals {
-  explicit Totals(const std::vector<KeyRange>& ranges_) : ranges(ranges_), histograms(ranges_.size()) {
-    for (std::size_t k = 0; k < ranges.size(); ++k) {
-      histograms[k].bins.resize(ranges[k].bins());
-      shared.emplace_back(is_shared(k) ? ranges[k].bins() : 0);
-    }
+  Totals(const std::vector<KeyRange>& ranges_, std::size_t size)
+      : ranges(ranges_), histograms(ranges_.size()), longest(longest_list(size)) {
+    for (std::size_t k = 0; k < ranges.size(); ++k) histograms[k].bins.resize(ranges[k].is_listed ? 0 : ranges[k].bins());
   }
-
-  bool is_shared(std::size_t k) const { return ranges[k].bins() > own_bins; }
 
   const std::vector<KeyRange>& ranges;
   std::vector<KeyHistogram> histograms;
-  std::vector<SharedBins> shared;
-  std::mutex mutex;
+  const std::size_t longest;
+  std::mutex mutex{};
 };
 
 /// The counters of one strand.
 class OwnCounts {
  public:
-  explicit OwnCounts(Totals& totals) : totals_(totals), above_(totals.ranges.size()), bins_(totals.ranges.size()) {
-    for (std::size_t k = 0; k < bins_.size(); ++k) bins_[k].resize(totals.is_shared(k) ? 0 : totals.ranges[k].bins());
+  explicit OwnCounts(Totals& totals)
+      : totals_(totals), above_(totals.ranges.size()), bins_(totals.ranges.size()), listed_(totals.ranges.size()) {
+    for (std::size_t k = 0; k < bins_.size(); ++k) bins_[k].resize(totals.histograms[k].bins.size());
   }
 
   void add(std::size_t k, const isa::KeyCounts& counts, const std::uint32_t* keys) {
     const KeyRange& range = totals_.ranges[k];
     above_[k] += counts.above;
-    if (totals_.is_shared(k))
-      for (std::size_t i = 0; i < counts.inside; ++i)
-        totals_.shared[k][(keys[i] - range.low) >> range.shift].fetch_add(1, std::memory_order_relaxed);
-    else
+    if (!range.is_listed)
       for (std::size_t i = 0; i < counts.inside; ++i) ++bins_[k][(keys[i] - range.low) >> range.shift];
+    else if (listed_[k].size() <= totals_.longest)
+      listed_[k].insert(listed_[k].end(), keys, keys + counts.inside);
   }
 
   /// Adds everything to the totals and starts anew.
   void empty() {
     const std::lock_guard<std::mutex> lock(totals_.mutex);
     for (std::size_t k = 0; k < bins_.size(); ++k) {
-      totals_.histograms[k].above += above_[k];
-      for (std::size_t bin = 0; bin < bins_[k].size(); ++bin) totals_.histograms[k].bins[bin] += bins_[k][bin];
+      KeyHistogram& total = totals_.histograms[k];
+      total.above += above_[k];
+      for (std::size_t bin = 0; bin < bins_[k].size(); ++bin) total.bins[bin] += bins_[k][bin];
+      total.is_complete = total.is_complete && listed_[k].size() <= totals_.longest;
+      total.listed.insert(total.listed.end(), listed_[k].begin(), listed_[k].end());
       std::fill(bins_[k].begin(), bins_[k].end(), 0);
+      listed_[k].clear();
       above_[k] = 0;
     }
   }
@@ -69,7 +70,7 @@ class OwnCounts {
  private:
   Totals& totals_;
   std::vector<std::uint64_t> above_;
-  std::vector<std::vector<std::uint32_t>> bins_;
+  std::vector<std::vector<std::uint32_t>> bins_, listed_;
 };
 
 void count_chunk(const Span& span, const std::vector<KeyRange>& ranges, Tile& tile, std::uint32_t* keys,
@@ -85,7 +86,7 @@ void count_chunk(const Span& span, const std::vector<KeyRange>& ranges, Tile& ti
 
 std::vector<KeyHistogram> count_all(const Sources& sources, const Source* base, const std::vector<KeyRange>& ranges) {
   const RowChunks chunks(sources[0].size, sources[0].size);
-  Totals totals(ranges);
+  Totals totals(ranges, sources[0].size);
   over_strands(chunks.count(), [&](Claims& claims) {
     Tile tile(sources, base);
     std::vector<std::uint32_t> keys(tile.capacity() + 16);
@@ -98,9 +99,6 @@ std::vector<KeyHistogram> count_all(const Sources& sources, const Source* base, 
     }
     counts.empty();
   });
-  for (std::size_t k = 0; k < ranges.size(); ++k)
-    for (std::size_t bin = 0; bin < totals.shared[k].size(); ++bin)
-      totals.histograms[k].bins[bin] = totals.shared[k][bin].load(std::memory_order_relaxed);
   return std::move(totals.histograms);
 }
 
@@ -180,20 +178,38 @@ struct Search {
   Threshold found{};
   bool is_done = false;
 
-  void look_at(std::uint32_t low, std::uint32_t high) {
-    range = {low, high, 0};
-    if (range.bins() <= shared_bins) return;
-    while (range.bins() > own_bins) ++range.shift;
+  /// @param few Whether few numbers lie in this range, by a sample or because there are no more.
+  void look_at(std::uint32_t low, std::uint32_t high, bool few = false) {
+    range = {low, high, 0, false};
+    range.is_listed = few && range.bins() > own_bins;
+    while (!range.is_listed && range.bins() > own_bins) ++range.shift;
   }
 
-  void learn(const KeyHistogram& seen);
+  void learn(KeyHistogram& seen);
+  void learn_list(KeyHistogram& seen);
 };
 
-void Search::learn(const KeyHistogram& seen) {
+/// Looks for the threshold among the keys that were listed, if it is there.
+void Search::learn_list(KeyHistogram& seen) {
+  const std::uint64_t rank = wanted - seen.above - 1;
+  if (!seen.is_complete) return look_at(floor, ceiling);
+  if (rank >= seen.listed.size()) {  // it is below
+    ceiling = range.low - 1;
+    return look_at(floor, ceiling);
+  }
+  const auto place = seen.listed.begin() + static_cast<std::ptrdiff_t>(rank);
+  std::nth_element(seen.listed.begin(), place, seen.listed.end(), std::greater<>());
+  const auto greater = std::count_if(seen.listed.begin(), place, [&](std::uint32_t key) { return key > *place; });
+  found = {*place, rank + 1 - static_cast<std::uint64_t>(greater)};
+  is_done = true;
+}
+
+void Search::learn(KeyHistogram& seen) {
   if (seen.above >= wanted) {  // the sample misled: it is above
     floor = range.high + 1;
     return look_at(floor, ceiling);
   }
+  if (range.is_listed) return learn_list(seen);
   std::uint64_t before = seen.above;
   std::size_t bin = seen.bins.size();
   while (bin > 0 && before + seen.bins[bin - 1] < wanted) before += seen.bins[--bin];
@@ -213,7 +229,7 @@ void search_sample(const Sources& sources, const Source* base, std::vector<Searc
   const auto size = static_cast<double>(sources[0].size);
   parallel_for(searches.size(), [&](std::size_t k) {
     const KeyRange range = bracket(sample[k], static_cast<double>(searches[k].wanted) / size);
-    searches[k].look_at(range.low, range.high);
+    searches[k].look_at(range.low, range.high, true);
   });
 }
 
@@ -229,7 +245,7 @@ bool search_further(const Sources& sources, const Source* base, std::vector<Sear
     open.push_back(&searches[k]);
   }
   if (open.empty()) return false;
-  const std::vector<KeyHistogram> seen = count_all(left, base, ranges);
+  std::vector<KeyHistogram> seen = count_all(left, base, ranges);
   for (std::size_t i = 0; i < open.size(); ++i) open[i]->learn(seen[i]);
   return true;
 }
@@ -259,11 +275,9 @@ std::vector<Threshold> select_largest(const Sources& sources, const Source* base
     searches[k].wanted = counts[k];
     searches[k].found = {key_limit + 1, 0};
     searches[k].is_done = counts[k] == 0;
-    searches[k].look_at(0, key_limit);
+    searches[k].look_at(0, key_limit, sources[0].size <= own_bins);
   }
-  // Shared counters have 32 bits, and a narrow range needs them.
-  const std::size_t size = sources[0].size;
-  if (size >= sampled_size && size <= 0xffffffffu) search_sample(sources, base, searches);
+  if (sources[0].size >= sampled_size) search_sample(sources, base, searches);
   while (search_further(sources, base, searches)) continue;
   std::vector<Threshold> found;
   for (const Search& search : searches) found.push_back(search.found);

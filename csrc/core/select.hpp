@@ -19,22 +19,25 @@ struct Threshold {
   std::uint64_t equal = 0;
 };
 
-/// Keys from `low` to `high`, counted in bins of 2^shift keys.
+/// Keys from `low` to `high`, counted in bins of 2^shift keys, or listed one by one where they are known to be few.
 struct KeyRange {
   std::uint32_t low = 0, high = key_limit;
   unsigned shift = 0;
+  bool is_listed = false;
 
   std::size_t bins() const { return std::size_t{(high - low) >> shift} + 1; }
 };
 
-/// How many keys were above a range, and in each of its bins.
+/// How many keys were above a range, and in each of its bins; or those inside, in no order.
 struct KeyHistogram {
   std::uint64_t above = 0;
-  std::vector<std::uint64_t> bins;
+  std::vector<std::uint64_t> bins{};
+  std::vector<std::uint32_t> listed{};
+  bool is_complete = true;  // false if more were inside than a list may take
 };
 
 /// Counts the keys of x_k, or with a base of x_k − b (in float), all sources in one pass.
-/// @param ranges K ranges of at most 2^20 bins.
+/// @param ranges K ranges of at most 2^16 bins.
 /// @throws InvalidArgument, under the name of the operation.
 std::vector<KeyHistogram> count_keys(const char* operation, const Sources& sources, const Source* base,
                                      const std::vector<KeyRange>& ranges);
