@@ -61,7 +61,7 @@ __device__ inline void combine_run(const minerua_pass& pass, const minerua_tenso
   store_results(tensor, run, sums, counts + tensor.source_count + 1);
 }
 
-__global__ void __launch_bounds__(pass_threads) combine_kernel(const __grid_constant__ CombineRequest request) {
+__global__ void __launch_bounds__(pass_threads, 2) combine_kernel(const __grid_constant__ CombineRequest request) {
   const minerua_piece piece = request.pass.pieces[blockIdx.x];
   const minerua_tensor tensor = request.pass.tensors[piece.tensor];
   const std::int64_t end = piece.begin + piece.count, step = static_cast<std::int64_t>(blockDim.x) * pass_lanes;
@@ -98,7 +98,9 @@ __device__ inline Square square_at(int index, int most_sources) {
   return {row * gram_side, (sides - length + index) * gram_side};
 }
 
-using Sums = double[gram_side][gram_side];
+/// The inner product of row a and column b is sums[a * gram_side + b].
+using Sums = double[gram_side * gram_side];
+constexpr int gram_shared_bytes = sums_shared_bytes(gram_side * gram_side, pass_threads);
 
 /// The terms of the sources of a side; zeros where there are none.
 __device__ inline void load_side(const minerua_pass& pass, const minerua_tensor& tensor, int first, const Run& run,
@@ -124,7 +126,8 @@ __device__ inline void add_column(const Lanes (&rows)[gram_side], const Lanes& c
 #pragma unroll
     for (int a = 0; a < gram_side; ++a)
       if (!is_diagonal || a <= b)
-        sums[a][b] = fma(static_cast<double>(rows[a][i]), static_cast<double>(column[i]), sums[a][b]);
+        sums[a * gram_side + b] =
+            fma(static_cast<double>(rows[a][i]), static_cast<double>(column[i]), sums[a * gram_side + b]);
 }
 
 __device__ inline void add_square(const minerua_pass& pass, const minerua_tensor& tensor, const Square& at,
@@ -162,15 +165,16 @@ __global__ void __launch_bounds__(pass_threads) gram_kernel(const __grid_constan
   const std::int64_t end = piece.begin + piece.count, step = static_cast<std::int64_t>(blockDim.x) * pass_lanes;
   for (std::int64_t first = piece.begin + threadIdx.x * pass_lanes; first < end; first += step)
     add_square(request.pass, tensor, at, run_at(first, end), sums);
+  block_sums(sums, block_memory);
+  if (threadIdx.x != 0) return;
   double* const products = request.partial + piece.at;
 #pragma unroll
   for (int a = 0; a < gram_side; ++a)
 #pragma unroll
     for (int b = 0; b < gram_side; ++b) {
       const int k = at.rows + a, l = at.columns + b;
-      if (k >= count || l >= count || l < k) continue;
-      const double sum = block_sum(sums[a][b], block_memory);
-      if (threadIdx.x == 0) products[k * count + l] = products[l * count + k] = sum;
+      if (k < count && l < count && k <= l)
+        products[k * count + l] = products[l * count + k] = sums[a * gram_side + b];
     }
 }
 

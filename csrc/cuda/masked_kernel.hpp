@@ -95,41 +95,39 @@ struct MaskedSumsRequest {
   double* partial;
 };
 
-__device__ inline void add_magnitudes(const Lanes& terms, unsigned kept, int count, double& all, double& some) {
+__device__ inline void add_magnitudes(const Lanes& terms, unsigned kept, int count, double (&sums)[2]) {
 #pragma unroll
   for (int i = 0; i < pass_lanes; ++i) {
     const double magnitude = i < count ? static_cast<double>(fabsf(terms[i])) : 0.0;
-    all += magnitude;
-    some += (kept >> i & 1u) != 0 ? magnitude : 0.0;
+    sums[0] += magnitude;
+    sums[1] += (kept >> i & 1u) != 0 ? magnitude : 0.0;
   }
 }
 
 __global__ void __launch_bounds__(masked_threads) masked_sums_kernel(const __grid_constant__ MaskedSumsRequest request) {
   extern __shared__ double block_memory[];
-  double* const partial = block_memory;
-  auto* const exchange = reinterpret_cast<std::uint32_t*>(block_memory + masked_threads);
+  auto* const exchange = reinterpret_cast<std::uint32_t*>(block_memory + 2 * masked_threads);
   const minerua_piece piece = request.pass.pieces[blockIdx.x];
   const minerua_tensor tensor = request.pass.tensors[piece.tensor];
   const std::int64_t end = piece.begin + piece.count;
   for (int k = 0; k < tensor.source_count; ++k) {
     const minerua_mask mask = request.masks[tensor.first_source + k];
-    double all = 0.0, some = 0.0;
+    double sums[2] = {};  // of all, and of what is kept
     for (std::int64_t start = piece.begin; start < end; start += masked_threads * pass_lanes) {
       const Run run = run_at(start + threadIdx.x * pass_lanes, end);
       Lanes terms, p;
       load_terms(request.pass, tensor, k, run, terms);
-      add_magnitudes(terms, kept_lanes(mask, run, terms, exchange, p), run.count, all, some);
+      add_magnitudes(terms, kept_lanes(mask, run, terms, exchange, p), run.count, sums);
     }
-    const double sum = block_sum(all, partial);  // thread 0 reads it before the next sum's first barrier
-    const double kept = block_sum(some, partial);
+    block_sums(sums, block_memory);
     if (threadIdx.x != 0) continue;
-    request.partial[piece.at + 2 * k] = sum;
-    request.partial[piece.at + 2 * k + 1] = kept;
+    request.partial[piece.at + 2 * k] = sums[0];
+    request.partial[piece.at + 2 * k + 1] = sums[1];
   }
 }
 
 constexpr int exchange_bytes = masked_threads * pass_lanes * static_cast<int>(sizeof(std::uint32_t));
-constexpr int masked_sums_shared_bytes = masked_threads * static_cast<int>(sizeof(double)) + exchange_bytes;
+constexpr int masked_sums_shared_bytes = sums_shared_bytes(2, masked_threads) + exchange_bytes;
 
 // ── merges ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

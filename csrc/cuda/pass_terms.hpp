@@ -104,15 +104,21 @@ __device__ inline Raw load_raw(const minerua_source& source, const Run& run) {
   return load_halves(static_cast<const std::uint16_t*>(source.data) + run.first, run.count);
 }
 
+__device__ inline std::uint16_t half_at(const Raw& raw, int i) {
+  return static_cast<std::uint16_t>(raw.low.word[i / 2] >> i % 2 * 16);
+}
+
+/// The type is asked for once, not for every lane.
 __device__ inline void widen(int dtype, const Raw& raw, Lanes& values) {
+  if (dtype == MINERUA_FLOAT32) {
 #pragma unroll
-  for (int i = 0; i < pass_lanes; ++i) {
-    const std::uint32_t word = (i < 4 ? raw.low : raw.high).word[i % 4];
-    const auto half = static_cast<std::uint16_t>(raw.low.word[i / 2] >> i % 2 * 16);
-    if (dtype == MINERUA_FLOAT32)
-      values[i] = float_from_bits(word);
-    else
-      values[i] = dtype == MINERUA_FLOAT16 ? widened_float16(half) : float_from_bfloat16(half);
+    for (int i = 0; i < pass_lanes; ++i) values[i] = float_from_bits((i < 4 ? raw.low : raw.high).word[i % 4]);
+  } else if (dtype == MINERUA_FLOAT16) {
+#pragma unroll
+    for (int i = 0; i < pass_lanes; ++i) values[i] = widened_float16(half_at(raw, i));
+  } else {
+#pragma unroll
+    for (int i = 0; i < pass_lanes; ++i) values[i] = float_from_bfloat16(half_at(raw, i));
   }
 }
 
@@ -240,17 +246,32 @@ __device__ inline void finish_ahead(const minerua_pass& pass, const minerua_tens
     add_factors(pass.sources[tensor.first_source + first + j], tensor.columns, run, values);
 }
 
-/// Sum over a block of pass_threads, in a fixed tree; thread 0 gets it. `partial` is the block's, a double for each thread.
-__device__ inline double block_sum(double value, double* partial) {
+/// Sums over a block, each in the same fixed tree; thread 0 gets them. `memory` is the block's: a double for each sum and thread.
+template <int sums>
+__device__ void block_sums(double (&values)[sums], double* memory) {
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   __syncthreads();
-  partial[threadIdx.x] = value;
+#pragma unroll
+  for (int s = 0; s < sums; ++s) memory[s * threads + thread] = values[s];
   __syncthreads();
-  for (int half = static_cast<int>(blockDim.x) / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+  for (int half = threads / 2; half > 0; half /= 2) {
+    if (thread < half)
+#pragma unroll
+      for (int s = 0; s < sums; ++s) memory[s * threads + thread] += memory[s * threads + thread + half];
     __syncthreads();
   }
-  return partial[0];
+#pragma unroll
+  for (int s = 0; s < sums; ++s) values[s] = memory[s * threads];
 }
+
+__device__ inline double block_sum(double value, double* memory) {
+  double values[1] = {value};
+  block_sums(values, memory);
+  return values[0];
+}
+
+/// Bytes of shared memory that so many sums over a block take.
+constexpr int sums_shared_bytes(int sums, int threads) { return sums * threads * static_cast<int>(sizeof(double)); }
 
 }  // namespace
 }  // namespace minerua::cuda

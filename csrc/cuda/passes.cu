@@ -8,7 +8,7 @@
 namespace minerua::cuda {
 namespace {
 
-constexpr int sum_shared_bytes = pass_threads * static_cast<int>(sizeof(double));
+constexpr int sum_shared_bytes = sums_shared_bytes(1, pass_threads);
 
 template <class... Pointers>
 void expect_pass(const char* name, const minerua_pass* pass, Pointers... pointers) {
@@ -34,7 +34,7 @@ extern "C" int minerua_cuda_combine(const minerua_pass* pass, const float* coeff
 extern "C" int minerua_cuda_gram(const minerua_pass* pass, double* partial, void* stream) {
   return guarded([=] {
     expect_pass("gram", pass, partial);
-    launch_kernel(gram_kernel, pass->piece_count * gram_squares(pass->most_sources), pass_threads, sum_shared_bytes,
+    launch_kernel(gram_kernel, pass->piece_count * gram_squares(pass->most_sources), pass_threads, gram_shared_bytes,
                   stream, {*pass, partial});
   });
 }

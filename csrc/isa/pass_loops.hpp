@@ -159,8 +159,29 @@ inline void add_products_of(const float* terms, std::size_t stride, std::size_t 
   for (std::size_t j = 0; j < width; ++j) sums[l + j] += sum_of(totals[j]);
 }
 
+/// All products of a few rows with one another: every row is widened once. The sums are those of `add_products_of`.
+template <std::size_t rows>
+inline void add_all_products(const float* terms, std::size_t stride, std::size_t count, double* sums) {
+  Doubles totals[rows * (rows + 1) / 2] = {};
+  for (std::size_t i = 0; i < count; i += 8) {
+    Doubles wide[rows];
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < rows; ++k) wide[k] = widened(terms + k * stride + i);
+    std::size_t pair = 0;
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < rows; ++k)
+#pragma GCC unroll 4
+      for (std::size_t l = k; l < rows; ++l) totals[pair++] += wide[k] * wide[l];
+  }
+  std::size_t pair = 0;
+  for (std::size_t k = 0; k < rows; ++k)
+    for (std::size_t l = k; l < rows; ++l) sums[k * rows + l] += sum_of(totals[pair++]);
+}
+
 void add_inner_products(const float* terms, std::size_t stride, std::size_t terms_count, std::size_t count,
                         double* sums) {
+  if (terms_count == 2) return add_all_products<2>(terms, stride, count, sums);
+  if (terms_count == 3) return add_all_products<3>(terms, stride, count, sums);
   for (std::size_t k = 0; k < terms_count; ++k) {
     double* const row = sums + k * terms_count;
     std::size_t l = k;
