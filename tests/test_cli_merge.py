@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from minerua.errors import StorageError
 from minerua.weights import open_checkpoint
 
@@ -109,7 +110,7 @@ def test_a_folder_that_is_not_empty_and_one_without_a_parent_are_refused(tmp_pat
     (line,) = refused(path, ".")
     assert f". is no name of a folder to make; write {tmp_path}, or choose another one" in line
     (line,) = refused(path, "recipe.yml")
-    assert "a file has this name; a part of the path is a file: choose another folder" in line
+    assert line == "minerua: recipe.yml is a file, where a folder is to be made: choose another name"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from minerua import EvaluatorSpec, LossSpec, MergeMethodSpec, ModelSpec, OptimizerSpec, Skill, TensorSpec, hookimpl
+from minerua import (
+    EvaluatorSpec,
+    LossSpec,
+    MergeMethodSpec,
+    MergeParameter,
+    ModelSpec,
+    OptimizerSpec,
+    Skill,
+    TensorSpec,
+    hookimpl,
+)
 from minerua.errors import DuplicateName, UnknownName
 from minerua.hookspecs import hookspec
 from minerua.registry import DISABLED_VARIABLE, KINDS, Plugin, Registry, catalog, loading, specs
@@ -295,13 +305,34 @@ INVALID_SPECS = [
         MergeMethodSpec("m", print, uses="gram"),
         "uses of 'm' is 'gram'; expected one of 'weights', 'grams'",
     ),  # type: ignore[arg-type]
+    (
+        "minerua_merge_methods",
+        MergeMethodSpec("m", print, base="maybe"),  # type: ignore[arg-type]
+        "base of 'm' is 'maybe'; expected one of 'required', 'optional', 'ignored'",
+    ),
+    (
+        "minerua_merge_methods",
+        MergeMethodSpec("m", print, prepare=print),
+        "prepare of 'm' is given, but uses is 'weights'; only methods with 'tensors' prepare",
+    ),
+    ("minerua_merge_methods", MergeMethodSpec("m", print, check=3), "check of 'm' is an int, not callable"),  # type: ignore[arg-type]
+    (
+        "minerua_merge_methods",
+        MergeMethodSpec("m", print, parameters=["weight"]),  # type: ignore[arg-type]
+        "parameters of 'm' are ['weight']; expected a tuple of MergeParameter",
+    ),
+    (
+        "minerua_merge_methods",
+        MergeMethodSpec("m", print, parameters=(MergeParameter("t"), MergeParameter("t"))),
+        "parameter 't' of 'm' is given twice",
+    ),
     ("minerua_skills", Skill("s", print, inputs=["a"]), "inputs of 's' is a list, not a mapping"),  # type: ignore[arg-type]
     ("minerua_skills", Skill("s", print, inputs={"a b": str}), "inputs['a b'] of 's': the name must be a Python ident"),
     ("minerua_skills", Skill("s", print, outputs={"a": "str"}), "outputs['a'] of 's' is 'str'; expected a Python type"),  # type: ignore[dict-item]
     (
         "minerua_skills",
         Skill("s", print, inputs={"a": TensorSpec("a", (-1,), "float32")}),
-        "has the shape (-1,); expected",
+        "has the shape (-1,); expected a tuple of counts and names",
     ),
     (
         "minerua_skills",
@@ -311,7 +342,7 @@ INVALID_SPECS = [
     (
         "minerua_skills",
         Skill("s", print, inputs={"a": TensorSpec("a", ("batch", 3), "")}),
-        "has the dtype ''; expected",
+        "has the dtype ''; expected numpy's name of it",
     ),
 ]
 

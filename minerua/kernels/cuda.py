@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from minerua.errors import CoreUnavailable, KernelError
 from minerua.kernels import compiled
 
-ABI = 2  # MINERUA_CUDA_ABI in capi.h
+ABI = 3  # MINERUA_CUDA_ABI in capi.h
 MAX_EXPERTS = 64  # MINERUA_CUDA_MAX_EXPERTS
 MAX_SIDE = 128  # MINERUA_CUDA_MAX_SIDE
 CODES = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum minerua_dtype
@@ -36,6 +37,34 @@ _SIGNATURES: dict[str, list[Any]] = {
     "minerua_cuda_svd_mutation_workspace": [_LONG, _LONG, _LONG, ctypes.POINTER(_LONG)],
     "minerua_cuda_svd_mutation": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER],
 }
+
+
+class Pass(ctypes.Structure):
+    """`minerua_pass` of capi.h: where the tables of a pass over many tensors are, and how long."""
+
+    _fields_ = (
+        ("sources", _POINTER),
+        ("tensors", _POINTER),
+        ("pieces", _POINTER),
+        ("piece_count", _LONG),
+        ("most_sources", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    )
+
+
+_PASS = ctypes.POINTER(Pass)
+PASS_SIGNATURES: dict[str, list[Any]] = {
+    "minerua_cuda_combine": [_PASS, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_gram": [_PASS, _POINTER, _POINTER],
+    "minerua_cuda_sum_pieces": [_POINTER, _LONG, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_histogram": [_PASS, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_narrow": [_POINTER, _LONG, _POINTER, _INT, _POINTER],
+    "minerua_cuda_count_equal": [_PASS, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_cut_ties": [_PASS, _POINTER, _LONG, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_masked_sums": [_PASS, _POINTER, _POINTER, _POINTER],
+    "minerua_cuda_merge_masked": [_PASS, _POINTER, _POINTER, _POINTER, _POINTER],
+}
+"""The functions for passes, and their arguments; each returns a status, and takes the stream last."""
 
 
 def library_path() -> Path:
@@ -57,14 +86,23 @@ def library() -> ctypes.CDLL:
         raise CoreUnavailable(f"{path} does not exist: minerua was built without CUDA; reinstall it with nvcc on PATH")
     try:
         opened = ctypes.CDLL(str(path))
-        for name, arguments in _SIGNATURES.items():
-            getattr(opened, name).argtypes = arguments
-        opened.minerua_cuda_last_error.restype = ctypes.c_char_p
+        declare(opened, _SIGNATURES | PASS_SIGNATURES)
     except (OSError, AttributeError) as error:
         raise CoreUnavailable(f"{path} cannot be loaded: {error}; reinstall minerua") from error
     if (found := opened.minerua_cuda_abi()) != ABI:
         raise CoreUnavailable(f"{path} has ABI {found}, this minerua needs {ABI}; reinstall minerua")
     return opened
+
+
+def declare(opened: ctypes.CDLL, signatures: Mapping[str, list[Any]]) -> None:
+    """Tells ctypes what functions of a library take.
+
+    Raises:
+        AttributeError: The library lacks one.
+    """
+    for name, arguments in signatures.items():
+        getattr(opened, name).argtypes = arguments
+    opened.minerua_cuda_last_error.restype = ctypes.c_char_p
 
 
 def absence_reason() -> str:
@@ -137,7 +175,7 @@ def merge(experts: Sequence[Any], coefficients: np.ndarray, *, base: Any, out_dt
     taken = [expert.detach().contiguous() for expert in experts]
     start = None if base is None else base.detach().contiguous()
     with torch.cuda.device(taken[0].device):
-        weights = _queued(coefficients, taken[0].device)
+        weights = queued(coefficients, taken[0].device)
         out = torch.empty(
             (len(coefficients), *taken[0].shape), dtype=getattr(torch, out_dtype.name), device=taken[0].device
         )
@@ -162,7 +200,7 @@ def svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
     torch: Any = sys.modules["torch"]
     taken = matrices.detach().contiguous()
     with torch.cuda.device(taken.device):
-        weights = _queued(multipliers, taken.device)
+        weights = queued(multipliers, taken.device)
         needed = _LONG(0)
         _call("minerua_cuda_svd_mutation_workspace", *taken.shape, ctypes.byref(needed))
         workspace = torch.empty(needed.value, dtype=torch.uint8, device=taken.device)
@@ -213,7 +251,7 @@ def expect_done(outcomes: Sequence[int]) -> None:
         raise KernelError("svd_mutation failed on the device:", faults)
 
 
-def _queued(numbers: np.ndarray, device: Any) -> Any:
+def queued(numbers: np.ndarray, device: Any) -> Any:
     """Copies to the device on the current stream without waiting for it.
 
     From pinned memory, which torch keeps until the copy is done: a copy from ordinary memory would first wait for the
@@ -225,6 +263,23 @@ def _queued(numbers: np.ndarray, device: Any) -> Any:
 
 def _code(tensor: Any) -> int:
     return CODES[str(tensor.dtype).removeprefix("torch.")]
+
+
+def call_pass(name: str, *arguments: Any) -> None:
+    """Calls one of PASS_SIGNATURES.
+
+    Raises:
+        CoreUnavailable: The library is missing, or the launch failed; carries the library's own text.
+    """
+    _call(name, *arguments)
+
+
+@contextmanager
+def on(device: Any) -> Iterator[int | None]:
+    """Makes a device the current one, and gives the address of torch's current stream on it."""
+    torch: Any = sys.modules["torch"]
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream().cuda_stream
 
 
 def _call(name: str, *arguments: Any) -> None:

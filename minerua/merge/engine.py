@@ -116,12 +116,18 @@ def merge_faults(method: MergeMethodSpec, jobs: Sequence[Job]) -> list[str]:
 
 
 def _checked(method: MergeMethodSpec, job: Job) -> str | None:
-    if method.check is None or job.kind != "merge":
+    if method.check is None or job.kind != "merge" or not _is_set(method, job.parameters):
         return None
     try:
         return method.check(job.parameters)
     except Exception as error:  # noqa: BLE001 - a stranger's function; told with all other faults
         return f"merge method {method.name!r} cannot check its parameters: {type(error).__name__}: {error}"
+
+
+def _is_set(method: MergeMethodSpec, parameters: Mapping[str, Any]) -> bool:
+    """Whether all parameters have values; the plan tells those that have none."""
+    values = [parameters.get(parameter.name) for parameter in method.parameters]
+    return all(value is not None and not (isinstance(value, tuple) and None in value) for value in values)
 
 
 def prepare_method(method: MergeMethodSpec, all_tensors: Sequence[MergeTensors]) -> Any:

@@ -26,11 +26,12 @@ from minerua.merge.preparation import (
     OpenActivations,
     Stage,
     card_text,
+    look_through,
     method_of,
     open_reference,
     prepare_stage,
 )
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.recipe import parse_recipes, read_recipes
 from minerua.merge.stages import ordered
 from minerua.values import MergeMethodSpec
 from minerua.weights import partial_folder
@@ -106,12 +107,17 @@ def prepare_merge(
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error}") from error
-    recipes = parse_recipes(text, where=str(path))
-    faults = Faults(_seed_faults(seed))
+    recipes, wrong = read_recipes(text, where=str(path))
+    faults = Faults([*wrong, *_seed_faults(seed)])
     shard_bytes = faults.attempt(lambda: parse_size(shard_size)) or 1
     asked = _Asked(own_methods() if methods is None else methods, shard_bytes, seed, semantics, open_activations)
     with ExitStack() as scratch:
-        stages = _prepare_all(needed(ordered(recipes)), asked, faults, scratch)
+        if wrong:
+            stages = []
+            for one in recipes:
+                look_through(one, asked.methods, {str(other.name) for other in recipes}, faults)
+        else:
+            stages = _prepare_all(needed(ordered(recipes)), asked, faults, scratch)
     if faults:
         raise ConfigError(f"{path} cannot be merged", capped(faults, limit=_MAX_FAULTS))
     return PreparedMerge(tuple(stages))
@@ -271,6 +277,9 @@ def _prepare_all(
         stages.append(stage)
         if one.name and isinstance(stage, Stage):
             given[one.name] = _promised(stage, scratch)
+        elif one is not recipes[-1]:
+            faults.append(f"{one.name}: it merges adapters into one, which no other stage can use; merge it by itself")
+            failed.add(one.name)
     return stages
 
 

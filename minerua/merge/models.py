@@ -61,7 +61,8 @@ class Model:
         """Returns a tensor as the passes read it, with the adapter; float64 is rounded to float32 first."""
         array = self._tensor(name)
         if array.dtype == np.float64:
-            array = array.astype(np.float32)
+            with np.errstate(over="ignore"):  # what becomes infinite is counted, and reported by name
+                array = array.astype(np.float32)
         pair = self.factors.get(name)
         return Source(array) if pair is None else Source(array, left=pair.left, right=pair.right)
 
@@ -175,7 +176,7 @@ def locate(text: str, path: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: It is nowhere.
     """
-    if revision is None and os.path.exists(os.path.expanduser(path)):  # unlike pathlib's, these take any text
+    if _is_local(path, revision):
         return Path(os.path.expanduser(path))
     snapshot = _snapshot(path, revision or "main")
     if snapshot is None:
@@ -188,6 +189,20 @@ def locate(text: str, path: str, revision: str | None = None) -> Path:
             ],
         )
     return snapshot
+
+
+def is_cached(path: str, revision: str | None = None) -> bool:
+    """Whether a recipe means a repository that is in the local cache, not a local path.
+
+    Args:
+        path: As the recipe says.
+        revision: Of the repository.
+    """
+    return not _is_local(path, revision) and _snapshot(path, revision or "main") is not None
+
+
+def _is_local(path: str, revision: str | None) -> bool:
+    return revision is None and os.path.exists(os.path.expanduser(path))  # unlike pathlib's, these take any text
 
 
 def _snapshot(repository: str, revision: str) -> Path | None:

@@ -6,9 +6,8 @@ import functools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +19,7 @@ from minerua.merge.configuration import find_layer_key, merged_config
 from minerua.merge.engine import Activations, Work, merge_faults
 from minerua.merge.ingredients import ModelRef, Recipe, TokenizerRecipe
 from minerua.merge.layers import families, may_count_tokens
-from minerua.merge.models import Model, locate, open_model
+from minerua.merge.models import Model, is_cached, locate, open_model
 from minerua.merge.output import (
     INDEX_FILE,
     RECIPE_FILE,
@@ -31,6 +30,7 @@ from minerua.merge.output import (
     travelling_files,
 )
 from minerua.merge.plan import Job, Plan, plan
+from minerua.merge.settings import setting_faults
 from minerua.merge.tensors import FLOATS
 from minerua.merge.token_rows import RowMap, extra_rows
 from minerua.merge.tokenizer import TokenizerPlan, copy_tokenizer, plan_tokenizer
@@ -191,6 +191,7 @@ def prepare_stage(
     models = _open_models(recipe, given, faults)
     activations = _activations(recipe, method, open_activations, faults)
     if method is None or any(reference not in models for reference in recipe.references):
+        faults += _further_faults(recipe, method, models, methods)
         return None
     merged = {reference: models[reference] for reference in recipe.references}
     donor = merged[recipe.base] if recipe.base is not None else next(iter(merged.values()))
@@ -216,6 +217,44 @@ def prepare_stage(
     return _laid_out(
         recipe, method, merged, planned, tokenizer, donor, tied, shard_bytes, semantics, seed, activations, faults
     )
+
+
+def look_through(
+    recipe: Recipe, methods: Mapping[str, MergeMethodSpec], given: Collection[str], faults: Faults
+) -> None:
+    """Says what else is wrong with a recipe that cannot be carried out as it is written.
+
+    Args:
+        recipe: As far as it could be read.
+        methods: Merge methods by name.
+        given: Paths that are no models on the disk: earlier stages.
+        faults: Takes what is wrong.
+    """
+    if recipe.method:
+        faults.attempt(lambda: method_of(recipe, methods))
+    for reference in recipe.references:
+        if reference.path and reference.path not in given:
+            faults.attempt(functools.partial(open_reference, reference, {}))
+
+
+def _further_faults(
+    recipe: Recipe,
+    method: MergeMethodSpec | None,
+    models: Mapping[ModelRef, Model],
+    methods: Mapping[str, MergeMethodSpec],
+) -> list[str]:
+    """Returns what is wrong with settings and headers besides an unknown method and models that cannot be opened."""
+    known = {parameter.name for spec in methods.values() for parameter in spec.parameters}
+    stand_in = method or MergeMethodSpec(recipe.method or "unknown", print, parameters=(), base="optional")
+    present = tuple(given for given in recipe.models if given.model in models)
+    if method is None:  # whose parameters they are is not known
+        known |= {name for given in recipe.models for name in given.parameters} | set(recipe.parameters)
+    if len(present) < 1 or len(present) + (recipe.base in models) < 2:
+        return setting_faults(recipe, stand_in, known=known)[0]
+    reduced = replace(recipe, models=present, base=recipe.base if recipe.base in models else None)
+    lenient = replace(stand_in, fewest=0, most=None, base="ignored" if reduced.base is None else stand_in.base)
+    specs = {reference: models[reference].specs for reference in reduced.references}
+    return list(plan(reduced, lenient, specs, known_parameters=known).faults)
 
 
 def job_inputs(job: Job) -> tuple[tuple[ModelRef, str], ...]:
@@ -395,6 +434,8 @@ def _laid_out(
     specs = [TensorSpec(job.name, job.shape, job.dtype) for job in ordered]
     shards = faults.attempt(lambda: lay_out(specs, shard_bytes))
     notes = [*planned.notes]
+    if recipe.rank is not None or recipe.space is not None:
+        notes.append("rank and space have no effect: they are for merges of adapters, and these are whole models")
     config = faults.attempt(lambda: _config(recipe, donor, in_order, tokenizer, tied, notes))
     new_ids = None if tokenizer is None else tokenizer.new_ids
     travelling = faults.attempt(lambda: travelling_files(donor.folder, new_ids=new_ids))
@@ -483,7 +524,7 @@ def card_text(recipe: Recipe, method: MergeMethodSpec, name: str, notes: Sequenc
         models=[reference.text for reference in recipe.references],
         recipe=recipe.text,
         base=None if recipe.base is None else recipe.base.text,
-        hub_names=[one.path for one in recipe.references if not Path(one.path).expanduser().exists()],
+        hub_names=[one.path for one in recipe.references if is_cached(one.path, one.revision)],
         notes=notes,
     )
     return text.encode()

@@ -71,20 +71,37 @@ def parse_recipes(text: str, *, where: str) -> tuple[Recipe, ...]:
         >>> [reference.text for reference in recipe.references]
         ['a', 'b']
     """
+    recipes, faults = read_recipes(text, where=where)
+    if faults:
+        raise ConfigError(f"{where} cannot be carried out", capped(faults, limit=_MAX_FAULTS))
+    return recipes
+
+
+def read_recipes(text: str, *, where: str) -> tuple[tuple[Recipe, ...], list[str]]:
+    """Reads all recipes of a text as far as they can be read, for those who have more to say about them.
+
+    Args:
+        text: YAML; several documents are separated by `---`.
+        where: What messages call it, for example its path.
+
+    Returns:
+        The recipes, with stand-ins for what is wrong (empty texts, no settings), and all faults with their places.
+
+    Raises:
+        ConfigError: The text is no YAML that can be read, or holds no recipe.
+    """
     documents = read_documents(text, where=where)
     if not documents:
         raise ConfigError(f"{where} holds no recipe; start with 'merge_method: ' and 'models: '")
-    recipes, faults = [], []
+    recipes: list[Recipe] = []
+    faults: list[str] = []
     for number, (content, source) in enumerate(documents, 1):
         reading = _Reading()
         recipe = _recipe(reading, content, source)
         before = f"document {number}: " if len(documents) > 1 else ""
         faults += [before + fault for fault in reading.faults]
         recipes.append(recipe)
-    faults += stage_faults(recipes)
-    if faults:
-        raise ConfigError(f"{where} cannot be carried out", capped(faults, limit=_MAX_FAULTS))
-    return tuple(recipes)
+    return tuple(recipes), [*faults, *stage_faults(recipes)]
 
 
 def parse_reference(text: str) -> ModelRef:

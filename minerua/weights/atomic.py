@@ -196,13 +196,17 @@ def partial_folder(folder: str | Path, *, needed_bytes: int, sync: bool = True) 
             os.close(owner)
 
 
-def _own(folder: Path) -> int:
-    """Locks a folder for as long as this process lives, so that others know that somebody is at work there."""
+def _own(folder: Path, *, needs_lock: bool = False) -> int:
+    """Locks a folder for as long as this process lives, so that others know that somebody is at work there.
+
+    A file system without locks is as good for a folder that was made here, but not for one that was found
+    (`needs_lock`): nothing tells then whether its owner lives.
+    """
     file = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+        if needs_lock or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
             os.close(file)
             raise
     return file
@@ -214,7 +218,7 @@ def _remove_abandoned(folder: Path) -> None:
         if not _PARTIAL.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
             continue
         try:
-            owner = _own(path)
+            owner = _own(path, needs_lock=True)
         except OSError:  # somebody is at work on it, or it is not ours to look at
             continue
         shutil.rmtree(path, ignore_errors=True)
@@ -231,7 +235,7 @@ def _named(folder: Path) -> Path:
 def _refuse_taken(folder: Path) -> None:
     """Refuses a name that is taken before anything is written; the rename itself would refuse it too."""
     if folder.exists() and not folder.is_dir():
-        raise OSError(errno.ENOTDIR, "a file has this name")
+        raise StorageError(f"{folder} is a file, where a folder is to be made: choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from minerua.errors import ConfigError
+from minerua.errors import ConfigError, MineruaError
 from minerua.merge.merging import merge_models, prepare_merge
 from minerua.weights import open_checkpoint
 
@@ -54,6 +54,16 @@ def recipe(method="linear", names="ab", *, weights=None, **keys):
     return {"merge_method": method, "models": models, **keys}
 
 
+def asked(method):
+    """Returns a recipe for a method with what it needs: two or three models, a base, weights, a density."""
+    extra = {"base_model": "a"} if method != "linear" else {}
+    extra |= {"parameters": {"t": 0.3}} if method in ("slerp", "nearswap") else {}
+    sparse = {"parameters": {"density": 0.5}} if method not in ("linear", "slerp", "nearswap", "model_stock") else {}
+    names = "ab" if method in ("slerp", "nearswap") else "abc"
+    weights = [] if method in ("slerp", "nearswap", "model_stock") else None
+    return recipe(method, names, weights=weights, **extra, **sparse)
+
+
 def put(folder, content, name="recipe.yml"):
     """Writes a recipe, given as text, as a mapping, or as several of these; relative paths become absolute."""
     documents = content if isinstance(content, list) else [content]
@@ -73,6 +83,21 @@ def faults_of(folder, content, **options):
     with pytest.raises(ConfigError) as caught:
         prepare_merge(put(folder, content), **options)
     return caught.value.faults
+
+
+def arrays_of(path):
+    """Returns tensor name → array of what lies on the disk."""
+    checkpoint = open_checkpoint(path)
+    return {name: checkpoint.tensor(name) for name in checkpoint.specs}
+
+
+def error_of(step):
+    """Returns the error of ours that a step ends with, or `None`; any other error is a failure of the test."""
+    try:
+        step()
+    except MineruaError as error:
+        return error
+    return None
 
 
 def contents(folder):

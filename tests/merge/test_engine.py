@@ -4,6 +4,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+
 from minerua.errors import BrokenPlugin, CheckpointError, ConfigError
 from minerua.kernels import passes
 from minerua.merge import engine as module
@@ -213,7 +214,7 @@ def test_a_method_that_returns_another_shape_is_named(uses):
 
 @pytest.mark.parametrize("result", ["text", [[1, 2]], [0.5, 0, 0, 0], 7])
 def test_a_method_of_tensors_that_returns_no_counts_is_named(result):
-    with pytest.raises(BrokenPlugin, match="merge method 'bad' returned .* for 'w'; return what a pass of minerua"):
+    with pytest.raises(BrokenPlugin, match=r"merge method 'bad' returned .* for 'w'; return what a pass of minerua"):
         merge(MergeMethodSpec("bad", lambda *_: result, uses="tensors"), models([1], [2]))
 
 
@@ -226,7 +227,7 @@ def test_a_method_that_returns_no_array_is_named(uses, result):
 
 def test_a_method_that_fails_to_prepare_is_named():
     spec = MergeMethodSpec("bad", print, uses="tensors", prepare=fail)
-    with pytest.raises(BrokenPlugin, match="^merge method 'bad' failed to prepare: ZeroDivisionError: division by"):
+    with pytest.raises(BrokenPlugin, match=r"^merge method 'bad' failed to prepare: ZeroDivisionError: division by"):
         merge(spec, models([1], [2]))
 
 
@@ -252,7 +253,7 @@ def test_what_a_method_says_of_its_parameters_is_told_once_with_the_tensors():
 
 def test_a_check_that_fails_is_one_fault_of_all():
     job = Job("w", (1,), "float32", (), None, {})
-    spec = MergeMethodSpec("bad", print, check=fail)
+    spec = MergeMethodSpec("bad", print, parameters=(), check=fail)
     (fault,) = merge_faults(spec, [job])
     assert fault.startswith("merge method 'bad' cannot check its parameters: ZeroDivisionError: division by zero (in 1")
     assert merge_faults(MergeMethodSpec("none", print), [job]) == []

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from minerua.errors import StorageError
 from minerua.merge.merging import merge_models, prepare_merge
+from minerua.values import TensorSpec
 from minerua.weights import open_checkpoint, write_checkpoint
 from minerua.weights.header import encode_header
-from minerua.values import TensorSpec
 
 from ..conftest import REPOSITORY
 from .folders import contents, merged, put, recipe, write_models
@@ -77,10 +78,10 @@ def big(tmp_path):
 def test_a_merge_killed_at_any_moment_leaves_nothing_under_its_name_and_the_next_one_cleans_up(big):
     chance = random.Random(0)
     survived = torn = 0
-    for _ in range(10):
+    for number in range(10):
         process = start(big, "recipe.yml", "out")
         wait_for_partial(big, process)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 0.02 * number))  # the first at once: what is begun is never done by then
         process.kill()
         process.communicate()
         torn += bool(leftovers(big))
@@ -268,8 +269,7 @@ def test_a_model_larger_than_the_memory_is_merged(tmp_path, method):
     out, errors = process.communicate(timeout=120)
     peak.join()
     assert (process.returncode, errors) == (0, "")
-    assert peak.bytes < 200 * MEGABYTE
-    assert peak.bytes < json.loads(out)["memory_bytes"] + 100 * MEGABYTE, "the estimate, and the interpreter"
+    assert peak.bytes < json.loads(out)["memory_bytes"] < 100 * MEGABYTE, "the interpreter included"
     found = open_checkpoint(tmp_path / "out")
     assert len(found.specs) == 10
     assert not np.any(found.tensor("layers.9.w")[::512].view(np.uint16))

@@ -20,7 +20,9 @@ LLAMA = {
 KINDS = {
     "LlamaForCausalLM": ("LlamaConfig", LLAMA | {"tie_word_embeddings": False}),
     "tied": ("LlamaConfig", LLAMA | {"tie_word_embeddings": True}),
-    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32, **COMMON}),
+    "GPT2LMHeadModel": ("GPT2Config", {
+        "vocab_size": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32, **COMMON,
+    }),
     "MixtralForCausalLM": ("MixtralConfig", LLAMA | {"num_local_experts": 2, "num_experts_per_tok": 2}),
     "BertForMaskedLM": ("BertConfig", {
         "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -98,7 +100,10 @@ def test_stacked_layers_load_and_answer_as_layers_stacked_by_hand(library, tmp_p
     by_hand = make(library, kind, 9, **{layers: 3})
     a, b = (model.state_dict() for model in models)
     path = "transformer.h" if kind == "GPT2LMHeadModel" else "model.layers"
-    state = {name: a[name] if f"{path}." in name or "embed" in name or "wte" in name or "wpe" in name else b[name] for name in a}
+    state = {
+        name: a[name] if f"{path}." in name or "embed" in name or "wte" in name or "wpe" in name else b[name]
+        for name in a
+    }
     state |= {name.replace(f"{path}.1.", f"{path}.2."): b[name] for name in b if f"{path}.1." in name}
     if kind == "GPT2LMHeadModel":
         state["lm_head.weight"] = state["transformer.wte.weight"]
@@ -156,4 +161,6 @@ def test_an_adapter_of_peft_is_applied_as_peft_applies_it(library, tmp_path):
     tuned.save_pretrained(tmp_path / "lora")
     expected = answer(tuned.merge_and_unload())
     merged(tmp_path, recipe("passthrough", ["base+lora"], weights=[]))
-    np.testing.assert_allclose(answer(load(library, "LlamaForCausalLM", tmp_path / "out")), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        answer(load(library, "LlamaForCausalLM", tmp_path / "out")), expected, rtol=1e-4, atol=1e-5
+    )

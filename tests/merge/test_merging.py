@@ -1,22 +1,20 @@
 import doctest
 import json
-import os
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import yaml
+
 from minerua.errors import CheckpointError, ConfigError, StorageError
 from minerua.merge import merging as module
 from minerua.merge.merging import merge_models, merge_tensors, prepare_merge
 from minerua.merge.recipe import parse_recipes
-from minerua.weights import open_checkpoint, write_checkpoint
+from minerua.weights import open_checkpoint
 
-from .folders import CONFIG, contents, faults_of, merged, put, recipe, tensors, write, write_models
-from .tokenizers_by_hand import write_tokenizer
+from .folders import CONFIG, arrays_of, asked, contents, merged, put, recipe, tensors, write, write_models
+from .test_models import put_in_cache, write_lora
 
 UP = "model.layers.{}.mlp.up.weight"
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -30,11 +28,6 @@ def test_examples_run():
 def here(tmp_path, monkeypatch):
     """Recipes name models by paths that begin where the user is."""
     monkeypatch.chdir(tmp_path)
-
-
-def arrays_of(path):
-    checkpoint = open_checkpoint(path)
-    return {name: checkpoint.tensor(name) for name in checkpoint.specs}
 
 
 def assert_tensors(found, expected, *, tolerance=1e-6):
@@ -160,6 +153,20 @@ def test_what_is_beyond_the_asked_type_is_a_fault_and_nothing_stays(tmp_path):
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_float64_is_merged_in_float32_and_what_does_not_fit_is_named(tmp_path):
+    a, b = tensors(0, dtype=np.float64), tensors(1, dtype=np.float64)
+    write(tmp_path / "a", a)
+    write(tmp_path / "b", b)
+    found = merged(tmp_path, recipe())
+    assert {spec.dtype for spec in found.specs.values()} == {"float32"}
+    assert_tensors(found, {name: (a[name] + b[name]) / 2 for name in a})
+    a["lm_head.weight"][0, 0] = 1e300
+    write(tmp_path / "a", a)
+    with pytest.raises(CheckpointError) as caught:
+        merged(tmp_path, recipe(), "out-2")
+    assert caught.value.faults == ("a: 1 numbers of tensor 'lm_head.weight' are NaN or infinite",)
+
+
 def test_buffers_of_whole_numbers_are_copied_if_all_models_agree(tmp_path):
     steps = {"steps": np.arange(3), "mask": np.array([True, False])}
     for seed, name in enumerate("ab"):
@@ -269,6 +276,25 @@ def test_a_stage_may_merge_what_another_made(tmp_path):
     assert_tensors(found, {name: 0.125 * a[name] + 0.375 * b[name] + 0.5 * c[name] for name in a})
 
 
+def test_an_adapter_can_be_applied_to_what_a_stage_made(tmp_path):
+    a, b = write_models(tmp_path)
+    pair = write_lora(tmp_path / "lora", name=UP.format(1))
+    found = merged(tmp_path, [{"name": "first", **recipe()}, recipe("passthrough", ["first+lora"], weights=[])])
+    expected = {name: (a[name] + b[name]) / 2 for name in a}
+    expected[UP.format(1)] = expected[UP.format(1)] + pair.left @ pair.right
+    assert_tensors(found, expected, tolerance=1e-5)
+
+
+def test_the_card_names_repositories_for_the_hub_and_nothing_else(tmp_path, monkeypatch):
+    write_models(tmp_path)
+    put_in_cache(tmp_path / "cache", "acme/coder")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    merged(tmp_path, [{"name": "first", **recipe()}, recipe(names=["first", "a", "acme/coder"])])
+    card = (tmp_path / "out" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["base_model"] == ["acme/coder"]
+
+
 def test_a_stage_keeps_what_its_slices_made_of_the_configuration(tmp_path):
     write_models(tmp_path)
     pieces = [{"sources": [{"model": name, "layer_range": [0, 2]}]} for name in "ab"]
@@ -304,173 +330,6 @@ def test_two_tied_models_stay_tied(tmp_path):
         write(tmp_path / name, tensors(seed, head=False), config=CONFIG | {"tie_word_embeddings": True})
     assert "lm_head.weight" not in merged(tmp_path, recipe()).specs
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
-
-
-# ── vocabularies ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def with_tokens(folder, seed, tokens):
-    """Writes a model with a tokenizer; row i of its embedding is drawn from the seed."""
-    write_tokenizer(folder, tokens)
-    model = tensors(seed, vocabulary=len(tokens))
-    write(folder, model, config=CONFIG | {"vocab_size": len(tokens)})
-    return model
-
-
-def test_a_union_of_tokenizers_has_a_row_for_every_token(tmp_path):
-    a = with_tokens(tmp_path / "a", 0, ["<unk>", "x", "y"])
-    b = with_tokens(tmp_path / "b", 1, ["<unk>", "z", "x"])
-    found = merged(tmp_path, recipe(tokenizer={"source": "union"}))
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        rows = found.tensor(name)
-        assert rows.shape == (4, 4)
-        np.testing.assert_allclose(rows[0], (a[name][0] + b[name][0]) / 2, rtol=1e-5)
-        np.testing.assert_allclose(rows[1], (a[name][1] + b[name][2]) / 2, rtol=1e-5)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 4
-    assert "z" in (tmp_path / "out" / "tokenizer.json").read_text()
-
-
-def test_the_tokenizer_of_the_base_can_be_kept(tmp_path):
-    a = with_tokens(tmp_path / "a", 0, ["<unk>", "x", "y"])
-    b = with_tokens(tmp_path / "b", 1, ["<unk>", "z", "x"])
-    found = merged(tmp_path, recipe("task_arithmetic", base_model="a", weights=[0, 1], tokenizer={"source": "base"}))
-    name = "model.embed_tokens.weight"
-    assert found.specs[name].shape == (3, 4)
-    np.testing.assert_allclose(found.tensor(name)[1], b[name][2], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.tensor(name)[2], a[name][2], rtol=1e-5, atol=1e-6)
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == (tmp_path / "a/tokenizer.json").read_bytes()
-
-
-def test_rows_are_aligned_under_an_adapter_on_the_embedding(tmp_path):
-    from .test_models import write_lora
-
-    name = "model.embed_tokens.weight"
-    a = with_tokens(tmp_path / "a", 0, ["<unk>", "x", "y"])
-    b = with_tokens(tmp_path / "b", 1, ["<unk>", "z", "x"])
-    pair = write_lora(tmp_path / "lora", name=name, shape=(3, 4))
-    thin = merged(tmp_path, recipe(names=["a", "b+lora"], tokenizer={"source": "union"}), "thin")
-    b[name] = b[name] + pair.left @ pair.right
-    write(tmp_path / "b", b, config=CONFIG | {"vocab_size": 3})
-    thick = merged(tmp_path, recipe(tokenizer={"source": "union"}), "thick")
-    np.testing.assert_allclose(thin.tensor(name), thick.tensor(name), rtol=1e-5, atol=1e-5)
-    assert not np.allclose(thin.tensor(name)[2], a[name][2] / 2)
-
-
-def test_a_stage_hands_its_tokenizer_to_the_next(tmp_path):
-    with_tokens(tmp_path / "a", 0, ["<unk>", "x", "y"])
-    with_tokens(tmp_path / "b", 1, ["<unk>", "z", "x"])
-    with_tokens(tmp_path / "c", 2, ["<unk>", "x", "y", "z"])
-    first = {"name": "first", **recipe(tokenizer={"source": "union"}), "chat_template": "{{ messages }}"}
-    found = merged(tmp_path, [first, recipe(names=["first", "c"])])
-    assert found.specs["lm_head.weight"].shape == (4, 4)
-    tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
-    known = {*tokenizer["model"]["vocab"], *(entry["content"] for entry in tokenizer["added_tokens"])}
-    assert known == {"<unk>", "x", "y", "z"}
-    assert any("{{ messages }}" in content.decode() for content in contents(tmp_path / "out").values() if content)
-    merged(tmp_path, [first, recipe(names=["first", "b"], tokenizer={"source": "union"})], "again")
-    tokenizer = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
-    assert known == {*tokenizer["model"]["vocab"], *(entry["content"] for entry in tokenizer["added_tokens"])}
-
-
-def test_a_stages_tokenizer_that_cannot_be_kept_is_an_error(tmp_path, monkeypatch):
-    for seed, name in enumerate("ab"):
-        with_tokens(tmp_path / name, seed, ["<unk>", "x"])
-    first = {"name": "first", **recipe(tokenizer={"source": "union"})}
-    path = put(tmp_path, [first, recipe(names=["first", "b"])])
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(StorageError, match="the tokenizer of stage first cannot be kept for the next one: "):
-        prepare_merge(path)
-
-
-def test_models_without_embeddings_cannot_be_aligned(tmp_path):
-    for name in "ab":
-        write_tokenizer(tmp_path / name, ["<unk>", "x"])
-        write_checkpoint(tmp_path / name / "model.safetensors", {"w": np.zeros((3, 2), np.float32)})
-    found = faults_of(tmp_path, recipe(tokenizer={"source": "union"}))
-    assert found == tuple(f"{name} has no embedding that vocabularies could be aligned by" for name in "ab")
-
-
-# ── the same bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-BITWISE = ["linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della", "slerp", "nearswap", "model_stock"]
-
-
-def asked(method):
-    extra = {"base_model": "a"} if method != "linear" else {}
-    extra |= {"parameters": {"t": 0.3}} if method in ("slerp", "nearswap") else {}
-    sparse = {"parameters": {"density": 0.5}} if method not in ("linear", "slerp", "nearswap", "model_stock") else {}
-    names = "ab" if method in ("slerp", "nearswap") else "abc"
-    weights = [] if method in ("slerp", "nearswap", "model_stock") else None
-    return recipe(method, names, weights=weights, **extra, **sparse)
-
-
-SCRIPT = """
-import sys
-from minerua.merge.merging import merge_models, prepare_merge
-from minerua.kernels import num_threads, set_num_threads
-set_num_threads(int(sys.argv[1]))
-for name in sys.argv[2:]:
-    merge_models(prepare_merge(f"{name}.yml", seed=5), f"{name}-{sys.argv[1]}")
-"""
-
-
-def test_neither_threads_nor_shards_change_a_bit(tmp_path):
-    write_models(tmp_path, 3, layers=1)
-    for method in BITWISE:
-        put(tmp_path, asked(method), f"{method}.yml")
-    for threads in "12":
-        subprocess.run([sys.executable, "-c", SCRIPT, threads, *BITWISE], check=True, cwd=tmp_path)
-    for method in BITWISE:
-        one, two = (contents(tmp_path / f"{method}-{threads}") for threads in "12")
-        assert one.pop("README.md").replace(b"-1\n", b"-2\n") == two.pop("README.md")
-        assert one == two, method
-        cut = merged(tmp_path, asked(method), f"{method}-cut", shard_size=100, seed=5)
-        whole = open_checkpoint(tmp_path / f"{method}-1")
-        assert all(cut.tensor(name).tobytes() == whole.tensor(name).tobytes() for name in whole.specs), method
-
-
-@pytest.mark.parametrize("method", BITWISE)
-def test_the_reference_gives_the_bits_of_the_compiled_core(tmp_path, monkeypatch, method):
-    from minerua.kernels import compiled
-
-    if compiled.core is None:
-        pytest.skip("the compiled core is missing")
-    write_models(tmp_path, 3, layers=1, dtype=ml_dtypes.bfloat16)
-    fast = merged(tmp_path, asked(method), "fast", seed=5)
-    monkeypatch.setenv("MINERUA_BACKEND", "reference")
-    slow = merged(tmp_path, asked(method), "slow", seed=5)
-    for name in fast.specs:
-        assert fast.tensor(name).tobytes() == slow.tensor(name).tobytes(), name
-
-
-@pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "dare_linear", "dare_ties", "della"])
-def test_the_seed_changes_random_methods_only(tmp_path, method):
-    write_models(tmp_path, 3, layers=1)
-    runs = [contents(tmp_path / str(seed)) for seed in (0, 1) if merged(tmp_path, asked(method), str(seed), seed=seed)]
-    same = runs[0]["model.safetensors"] == runs[1]["model.safetensors"]
-    assert same == (method in ("linear", "ties", "breadcrumbs"))
-
-
-def test_what_else_is_merged_does_not_change_a_tensors_random_mask(tmp_path):
-    write_models(tmp_path, 3)
-    whole = merged(tmp_path, asked("dare_linear"), "whole")
-    for name in "abc":
-        part = dict(list(arrays_of(tmp_path / name).items())[:3])
-        write(tmp_path / "part" / name, part, config=None)
-    os.chdir(tmp_path / "part")
-    part = merged(tmp_path / "part", asked("dare_linear"))
-    assert part.specs
-    for name in part.specs:
-        assert part.tensor(name).tobytes() == whole.tensor(name).tobytes()
-
-
-def test_the_paper_can_be_followed_by_recipe_or_by_argument(tmp_path):
-    write_models(tmp_path, 3, layers=1)
-    by_recipe = prepare_merge(put(tmp_path, asked("dare_ties") | {"semantics": "paper"}))
-    by_argument = prepare_merge(put(tmp_path, asked("dare_ties")), semantics="paper")
-    assert by_recipe.summary()["semantics"] == by_argument.summary()["semantics"] == "paper"
-    back = prepare_merge(put(tmp_path, asked("dare_ties") | {"semantics": "paper"}), semantics="mergekit")
-    assert back.summary()["semantics"] == "mergekit"
 
 
 # ── in memory ────────────────────────────────────────────────────────────────────────────────────────────────────────

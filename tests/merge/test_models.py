@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from minerua.errors import CheckpointError
 from minerua.kernels import passes
 from minerua.merge import models as module

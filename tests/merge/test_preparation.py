@@ -3,6 +3,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+
 from minerua.errors import ConfigError, UnknownName
 from minerua.merge import preparation
 from minerua.merge.engine import dense
@@ -14,7 +15,7 @@ from minerua.merge.recipe import parse_recipes
 from minerua.values import MergeMethodSpec
 from minerua.weights import write_checkpoint
 
-from .folders import CONFIG, contents, faults_of, put, recipe, tensors, write, write_models
+from .folders import CONFIG, contents, error_of, faults_of, put, recipe, tensors, write, write_models
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,18 @@ def test_missing_weights_and_settings_out_of_range_are_faults(tmp_path):
     assert has(faults_of(tmp_path, content), "density")
 
 
+@pytest.mark.parametrize("weights", [["x", 1.0], [1.0]])
+def test_parameters_that_are_wrong_or_missing_are_not_checked_together(tmp_path, weights):
+    write_models(tmp_path)
+    (fault,) = faults_of(tmp_path, recipe(weights=weights))
+    assert fault.startswith(("models[0].parameters.weight: must be a number", "models: weight is not set for b"))
+
+
+def test_weights_that_sum_to_zero_are_found_before_anything_is_read(tmp_path):
+    write_models(tmp_path)
+    assert has(faults_of(tmp_path, recipe(weights=[1, -1])), "weights", "sum to zero", "(in 7 tensors, the first is")
+
+
 @pytest.mark.parametrize("layers", [[0, 3], [1, 0], [-1, 1], "all"])
 def test_layer_ranges_that_do_not_exist_are_faults(tmp_path, layers):
     write_models(tmp_path)
@@ -201,6 +214,14 @@ def test_a_configuration_that_counts_layers_nowhere_is_noted(tmp_path):
     slices = [{"sources": [{"model": name, "layer_range": [0, 2]}]} for name in "ab"]
     found = notes(tmp_path, {"merge_method": "passthrough", "slices": slices})
     assert "config.json says nowhere that a has 2 model.layers; correct it by hand" in found
+
+
+@pytest.mark.parametrize("keys", [{"rank": 3}, {"space": "core"}])
+def test_what_only_adapters_have_is_noted_to_be_idle(tmp_path, keys):
+    write_models(tmp_path)
+    idle = "rank and space have no effect: they are for merges of adapters, and these are whole models"
+    assert idle in notes(tmp_path, recipe(**keys))
+    assert idle not in notes(tmp_path, recipe())
 
 
 def test_what_is_noted_stands_in_the_card_and_is_said_once(tmp_path):
@@ -291,17 +312,13 @@ def test_garbage_beside_the_weights_is_a_fault_or_has_no_effect(tmp_path, name):
         {"merge_method": "passthrough", "slices": slices},
     ]
     paths = [put(tmp_path, content, f"{number}.yml") for number, content in enumerate(recipes)]
-    refused = 0
+    refused = []
     for garbage in GARBAGE:
         (tmp_path / "a" / name).write_bytes(garbage)
-        for path in paths:
-            try:
-                json.dumps(prepare_merge(path).summary())
-            except ConfigError as error:
-                refused += 1
-                assert error.faults
+        refused += [error_of(lambda path=path: json.dumps(prepare_merge(path).summary())) for path in paths]
+    assert all(error is None or error.faults for error in refused)
     if name in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
-        assert refused
+        assert any(refused)
 
 
 def test_a_garbled_byte_anywhere_in_the_header_never_breaks_anything(tmp_path):
@@ -315,10 +332,8 @@ def test_a_garbled_byte_anywhere_in_the_header_never_breaks_anything(tmp_path):
         for place in generator.integers(0, 300, size=2):
             garbled[place] = generator.integers(0, 256)
         file.write_bytes(garbled[: generator.integers(1, len(whole))] if generator.random() < 0.2 else garbled)
-        try:
-            prepare_merge(path)
-        except ConfigError as error:
-            assert error.faults
+        error = error_of(lambda: prepare_merge(path))
+        assert error is None or error.faults
 
 
 def test_what_is_prepared_by_headers_reads_tensors_only_when_it_is_carried_out(tmp_path):

@@ -221,6 +221,11 @@ def _blind(tmp_path, **settings):
             "found 3 experts and 2 tasks; write `merges: [mean]` to go without",
         ),
         (
+            {"evolution": {"merges": ["slerp"]}},
+            "evolution.merges: slerp cannot seed a population, because a run file cannot set its t; "
+            "merge with `minerua merge`, and name the result as an expert",
+        ),
+        (
             {"evolution": {"variant": "paper"}, "experts": {"mean": "expert-0", "base": "expert-1", "x": "expert-2"}},
             "experts: base, mean: the report has rows of this name already; choose another one",
         ),

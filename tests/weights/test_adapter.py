@@ -177,7 +177,10 @@ def test_the_module_of_a_weight_is_its_path():
             {"target_parameters": ["experts"]},
             "target_parameters is ['experts']: factors of bare parameters have another layout",
         ),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is [1, 2]"),
+        (
+            {"alora_invocation_tokens": [1, 2]},
+            "alora_invocation_tokens is [1, 2]: the adapter is active for a part of the tokens only",
+        ),
         ({"use_qalora": True}, "use_qalora is True: the inputs are pooled before they reach the factors"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}: the factors are block-diagonal"),
         ({"arrow_config": {"k": 3}}, "arrow_config is {'k': 3}: a router chooses between several adapters"),
@@ -306,3 +309,26 @@ def test_any_configuration_is_read_or_refused(tmp_path, base, config):
     except CheckpointError:
         return
     assert np.isfinite(adapter.factors["m.q.weight"].left).all()
+
+
+# ── without a base ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_without_a_base_the_configuration_alone_says_how_weights_are_stored(tmp_path, turned):
+    A, B = np.ones((1, 3), np.float32), np.float32([[1], [2]])
+    tensors = {"anything.lora_A.weight": A, "anything.lora_B.weight": B}
+    folder = _adapter(tmp_path, tensors, r=1, lora_alpha=2, fan_in_fan_out=turned)
+    pair = open_adapter(folder, None).factors["anything.weight"]
+    product = 2 * (B @ A)
+    np.testing.assert_array_equal(pair.left @ pair.right, product.T if turned else product)
+
+
+def test_without_a_base_square_weights_are_no_riddle_and_faults_are_still_found(tmp_path):
+    square = {"q.lora_A.weight": np.ones((1, 3), np.float32), "q.lora_B.weight": np.ones((3, 1), np.float32)}
+    assert open_adapter(_adapter(tmp_path, square, r=1, lora_alpha=1), None).factors.keys() == {"q.weight"}
+    with pytest.raises(CheckpointError, match="of rank 1; the configuration says 2"):
+        open_adapter(_adapter(tmp_path, square, r=2, lora_alpha=1), None)
+    wrong = {"q.lora_A.weight": np.ones((1, 3), np.float32), "q.lora_B.weight": np.ones((3, 2), np.float32)}
+    with pytest.raises(CheckpointError, match=r"module 'q': .*; expected \(r, n\)"):
+        open_adapter(_adapter(tmp_path, wrong, r=1, lora_alpha=1), None)
