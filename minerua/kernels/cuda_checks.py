@@ -27,6 +27,7 @@ class GroupFaults:
         self.found: list[str] = [] if len(groups) else ["there are 0 groups; pass at least one"]
         self.of_groups = [Faults(operation) for _ in groups]
         self.groups = groups
+        self.device = _first_device(groups)
         self.refused: set[int] = set()
         """Groups whose sources are at fault: what belongs to them cannot be judged."""
         for g, group in enumerate(groups):
@@ -66,7 +67,7 @@ class GroupFaults:
             own.found.append("there are 0 sources; pass at least one")
         named = [(f"source {k}", source) for k, source in enumerate(group.sources)]
         for name, source in [*named, *([("the base", group.base)] if group.base is not None else [])]:
-            own.found += _source_faults(name, source, self.groups[0])
+            own.found += _source_faults(name, source, self.device)
             if not own.found and source.shape != group.sources[0].shape:
                 shapes = f"{tuple(source.shape)}, source 0 has {tuple(group.sources[0].shape)}"
                 own.found.append(f"{name} has shape {shapes}; they must be alike")
@@ -81,18 +82,18 @@ def check_groups(operation: str, groups: Sequence[Group]) -> GroupFaults:
     return GroupFaults(operation, groups)
 
 
-def check_numbers(faults: GroupFaults, groups: Sequence[Group], given: Sequence[Any]) -> list[np.ndarray]:
+def check_numbers(faults: GroupFaults, given: Sequence[Any]) -> list[np.ndarray]:
     """Returns each group's coefficients as float32 of shape (R, K)."""
     numbers: list[np.ndarray] = []
     faults.each(lambda own, one: numbers.append(own.coefficients(one)), given)
     return numbers
 
 
-def check_outs(faults: GroupFaults, groups: Sequence[Group], outs: Sequence[Any]) -> GroupFaults:
+def check_outs(faults: GroupFaults, outs: Sequence[Any]) -> GroupFaults:
     """Looks at the tensors that results go to."""
 
     def look(own: Faults, out: Any) -> None:
-        own.found += _out_faults(out, own.size, groups[0])
+        own.found += _out_faults(out, own.size, faults.device)
 
     return faults.of_each("outs", outs).each(look, outs)
 
@@ -112,12 +113,22 @@ def is_resident(value: Any) -> bool:
     return is_tensor(value) and bool(value.is_cuda)
 
 
-def _source_faults(name: str, source: Any, first: Group) -> Iterator[str]:
+def tensor_faults(name: str, tensor: Any, device: Any) -> Iterator[str]:
+    """Yields why a tensor cannot be read or written beside sources on a device."""
+    if dtype_name(tensor.dtype) not in DTYPES:
+        yield f"{name} has dtype {tensor.dtype}; convert it to one of {', '.join(DTYPES)}"
+    if not tensor.is_contiguous():
+        yield f"{name} is not contiguous; copy it with contiguous()"
+    if tensor.device != device:
+        yield f"{name} lies on {tensor.device}, the first source on {device}; move it there"
+
+
+def _source_faults(name: str, source: Any, device: Any) -> Iterator[str]:
     if not isinstance(source, Source) or not is_resident(source.array):
         yield f"{name} is a {_kind(source)}; pass a Source of a CUDA tensor"
         return
     array: Any = source.array
-    yield from _tensor_faults(name, array, first)
+    yield from tensor_faults(name, array, device)
     if source.rows is not None or source.extra is not None:
         yield f"{name} chooses rows, which passes on a device cannot; choose them with torch.index_select first"
     if (source.left is None) != (source.right is None):
@@ -129,15 +140,6 @@ def _source_faults(name: str, source: Any, first: Group) -> Iterator[str]:
         yield from _factor_faults(f"{name}'s right", source.right, (rank, columns), array)
 
 
-def _tensor_faults(name: str, tensor: Any, first: Group) -> Iterator[str]:
-    if dtype_name(tensor.dtype) not in DTYPES:
-        yield f"{name} has dtype {tensor.dtype}; convert it to one of {', '.join(DTYPES)}"
-    if not tensor.is_contiguous():
-        yield f"{name} is not contiguous; copy it with contiguous()"
-    if is_resident(first.sources[0].array) and tensor.device != first.device:
-        yield f"{name} lies on {tensor.device}, the first source on {first.device}; move it there"
-
-
 def _factor_faults(name: str, factor: Any, shape: tuple[int, int], array: Any) -> Iterator[str]:
     if not is_resident(factor) or factor.device != array.device:
         yield f"{name} is not on {array.device}, where the stored tensor is; move it there"
@@ -146,13 +148,19 @@ def _factor_faults(name: str, factor: Any, shape: tuple[int, int], array: Any) -
         yield f"{name} is {found}; a factor on a device must be contiguous float32 of shape {shape}"
 
 
-def _out_faults(out: Any, size: int, first: Group) -> Iterator[str]:
+def _out_faults(out: Any, size: int, device: Any) -> Iterator[str]:
     if not is_resident(out):
         yield f"the result is to go to a {_kind(out)}; pass a CUDA tensor"
         return
-    yield from _tensor_faults("the tensor for the result", out, first)
+    yield from tensor_faults("the tensor for the result", out, device)
     if out.numel() != size:
         yield f"the tensor for the result has {out.numel()} elements, the sources have {size}; make it as large"
+
+
+def _first_device(groups: Sequence[Group]) -> Any:
+    every = (source for group in groups for source in group.sources)
+    arrays: Iterator[Any] = (source.array for source in every if isinstance(source, Source))
+    return next((array.device for array in arrays if is_resident(array)), None)
 
 
 def _kind(value: Any) -> str:

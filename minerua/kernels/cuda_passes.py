@@ -32,6 +32,7 @@ from minerua.kernels.cuda_tables import (
 from minerua.kernels.sources import Mask, Source, Target, Threshold
 
 __all__ = [
+    "GRAM_ELEMENTS",
     "Group",
     "Weights",
     "combine",
@@ -75,8 +76,8 @@ def combine_many(groups: Sequence[Group], coefficients: Sequence[Any], *, outs: 
         CoreUnavailable: The library is missing, or a launch failed.
     """
     faults = check_groups("combine", groups).of_each("coefficients", coefficients)
-    numbers = check_numbers(faults, groups, coefficients)
-    check_outs(faults, groups, outs).refuse()
+    numbers = check_numbers(faults, coefficients)
+    check_outs(faults, outs).refuse()
     rows = [len(own) for own in numbers]
     tables = Tables(groups, [group.count + 2 for group in groups], outs)
     pieces = pieces_of([group.size for group in groups], rows)
@@ -240,7 +241,7 @@ def merge_masked_many(
     """
     faults = check_groups("merge_masked", groups).of_each("masks", masks).of_each("weights", weights)
     faults.each(lambda own, x: own.of_masks(x), masks).each(check_weights, weights)
-    check_outs(faults, groups, outs).refuse()
+    check_outs(faults, outs).refuse()
     counts: list[Any] = [None] * len(groups)
     for part in cuda_steps.by_rank(masks):
         chosen, own_masks = [groups[g] for g in part], [masks[g] for g in part]

@@ -183,7 +183,7 @@ def pieces_of(sizes: Sequence[int], rows: Sequence[int] | None = None, longest: 
 
 
 def balanced_length(groups: Sequence[Group]) -> int:
-    """Returns how long the pieces of a histogram are: 2^17 to 2^20 elements, so that there are some 1000 if that can be.
+    """Returns how long the pieces of a histogram are: 2^17 to 2^20 elements, for some 1000 pieces if that can be.
 
     The longer they are, the fewer are the bins that blocks empty and add up.
     """

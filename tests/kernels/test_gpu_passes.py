@@ -1,5 +1,8 @@
-"""The passes on device tensors against the reference: on a device where there is one, and on the CPU, with the library's
-kernels run thread by thread by tests/cpp/cuda_emulation.hpp, where there is a C++ compiler."""
+"""The passes on device tensors against the reference.
+
+On a device where there is one; and on the CPU where there is a C++ compiler, with the library's own kernels, run thread
+by thread by tests/cpp/cuda_emulation.hpp.
+"""
 
 import contextlib
 import ctypes
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minerua.errors import CoreUnavailable, KernelError
+from minerua.errors import KernelError
 from minerua.kernels import cuda, cuda_checks, cuda_passes, cuda_steps, cuda_tables, reference_passes
 from minerua.kernels.arrays import on_host, restored
 from minerua.kernels.cuda_passes import Group, Weights
@@ -325,3 +328,124 @@ def refusal(function, *arguments, **named):
     with pytest.raises(KernelError) as error:
         function(*arguments, **named)
     return str(error.value)
+
+
+def resident(device, *shape, dtype=torch.float32):
+    return Source(torch.ones(shape, dtype=dtype, device=device))
+
+
+def test_all_faults_of_all_groups_are_told_at_once(device):
+    good = resident(device, 4, 3)
+    wide = resident(device, 3, 4)
+    outs = [torch.empty(12, device=device), torch.empty(11, device=device)]
+    message = refusal(cuda_passes.combine_many, [Group([good]), Group([good, wide])], [[1, 2], [1]], outs=outs)
+    assert "combine cannot take these arguments (2 faults):" in message
+    assert "group 0: coefficients are of shape (2,), must have (1,), or (R, 1) for R rows" in message
+    assert "group 1: source 1 has shape (3, 4), source 0 has (4, 3); they must be alike" in message
+    message = refusal(cuda_passes.combine_many, [Group([good]), Group([good])], [[1], [1]], outs=outs)
+    assert "group 1: the tensor for the result has 11 elements, the sources have 12; make it as large" in message
+
+
+def factors_of(device, left, right):
+    stored = torch.ones(4, 3, device=device)
+    return Source(stored, None if left is None else left.to(device), None if right is None else right.to(device))
+
+
+SOURCE_FAULTS = [
+    (lambda device: Source(np.ones(3, np.float32)), "source 0 is a ndarray; pass a Source of a CUDA tensor"),
+    (
+        lambda device: resident(device, 3, dtype=torch.int8),
+        "source 0 has dtype torch.int8; convert it to one of float32",
+    ),
+    (
+        lambda device: Source(torch.ones(4, 3, device=device).T),
+        "source 0 is not contiguous; copy it with contiguous()",
+    ),
+    (
+        lambda device: Source(torch.ones(4, 3, device=device), rows=np.zeros(1, np.int64)),
+        "source 0 chooses rows, which passes on a device cannot; choose them with torch.index_select first",
+    ),
+    (
+        lambda device: factors_of(device, torch.ones(4, 2), None),
+        "source 0 has one low-rank factor without the other; pass left and right, or neither",
+    ),
+    (
+        lambda device: factors_of(device, torch.ones(4, 2), torch.ones(2, 4)),
+        "source 0's right is torch.float32 of shape (2, 4); a factor on a device must be contiguous float32 of shape (",
+    ),
+    (
+        lambda device: Source(torch.ones(4, 3, device=device), np.ones((4, 1)), np.ones((1, 3))),
+        ", where the stored tensor is; move it there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), SOURCE_FAULTS)
+def test_sources_that_cannot_be_taken_are_refused(device, make, expected):
+    assert expected in refusal(cuda_passes.gram_many, [Group([make(device)])])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("gram_many", {"rows": [5]}, "12 elements cannot be cut into 5 rows of equal length"),
+        ("gram_many", {"rows": [1, 1]}, "there are 2 rows for 1 groups; pass one for each"),
+        ("histogram_many", {"prefixes": [[1 << 15]]}, "prefixes are [32768], must be 1 whole numbers from 0 to 32767"),
+        ("count_equal_many", {"keys": [[-1]]}, "keys are [-1], must be 1 whole numbers"),
+        ("select_largest_many", {"counts": [[13]]}, "counts are [13], must be 1 whole numbers from 0 to 12"),
+        ("masked_sums_many", {"masks": [[]]}, "there are 0 masks for 1 sources; pass one for each"),
+    ],
+)
+def test_other_arguments_that_cannot_be_taken_are_refused(device, name, arguments, expected):
+    assert expected in refusal(getattr(cuda_passes, name), [Group([resident(device, 4, 3)])], **arguments)
+
+
+def test_nothing_to_do_is_refused(device):
+    assert "there are 0 groups; pass at least one" in refusal(cuda_passes.gram_many, [])
+    some = Group([resident(device, 3)])
+    message = refusal(cuda_passes.gram_many, [Group([]), some])
+    assert "group 0: there are 0 sources; pass at least one" in message
+
+
+def test_merges_refuse_shares_without_votes_and_results_on_the_host(device):
+    group, weights = Group([resident(device, 3)]), Weights([1, 2], shares=[1])
+    message = refusal(cuda_passes.merge_masked_many, [group], [[Mask()]], [weights], outs=[np.ones(3, np.float32)])
+    assert "factors are [1, 2], must be 1 numbers" in message
+    assert "shares are given without votes; pass votes too, or shares=None" in message
+    assert "the result is to go to a ndarray; pass a CUDA tensor" in message
+
+
+def test_a_tensor_on_another_device_is_refused():
+    elsewhere = cuda_checks.tensor_faults("source 1", torch.ones(3), torch.device("meta"))
+    assert list(elsewhere) == ["source 1 lies on cpu, the first source on meta; move it there"]
+
+
+def test_tensors_of_the_host_are_refused():
+    message = refusal(cuda_passes.gram_many, [Group([Source(torch.ones(3))])])
+    assert "source 0 is a cpu tensor; pass a Source of a CUDA tensor" in message
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tables_are_laid_out_as_the_library_has_them(emulated_library):
+    sizes = (ctypes.c_int64 * 8)()
+    emulated_library.minerua_emulation_layout(sizes)
+    names = ("SOURCE", "TENSOR", "PIECE", "SELECTION", "PLACE", "MASK", "SUM")
+    tables = [getattr(cuda_tables, name).itemsize for name in names]
+    assert list(sizes) == [*tables, ctypes.sizeof(cuda.Pass)]
+
+
+def test_pieces_cover_every_row_once_and_in_order():
+    pieces = cuda_tables.pieces_of([10, 0, 12], [2, 1, 3], 3)
+    assert pieces["begin"].tolist() == [0, 3, 5, 8, 0, 3, 4, 7, 8, 11]
+    assert pieces["count"].tolist() == [3, 2, 3, 2, 3, 1, 3, 1, 3, 1]
+    assert pieces["tensor"].tolist() == [0] * 4 + [2] * 6
+    assert pieces["at"].tolist() == [0, 0, 1, 1, 3, 3, 4, 4, 5, 5]
+
+
+def test_pieces_of_histograms_grow_with_the_model():
+    group = Group([Source(torch.ones(8, device="meta"))])
+    assert cuda_tables.balanced_length([group]) == 1 << 17
+    assert cuda_tables.balanced_length([Group([Source(torch.empty(1 << 29, device="meta"))])]) == 1 << 19
+    assert cuda_tables.balanced_length([Group([Source(torch.empty(1 << 34, device="meta"))])]) == 1 << 20
