@@ -29,8 +29,8 @@ from minerua.evaluation import Evaluation
 from minerua.evolution import read_journal
 from minerua.evolution.journal import decode_outcome
 from minerua.merge import methods
-from minerua.merge.layer_match import match_layers
-from minerua.merge.means import regmean
+from minerua.merge.methods.layer_match import match_layers
+from minerua.merge.methods.means import regmean
 from minerua.registry import Registry
 from minerua.run import Prepared, execute, prepare
 from minerua.run.demo import write_demo

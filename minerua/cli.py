@@ -243,7 +243,7 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Makes a LoRA adapter of what a fine-tune changed, by a randomised SVD of each matrix."""
-    from minerua.merge.extract import extract as extract_adapter
+    from minerua.merge.adapters.extract import extract as extract_adapter
     from minerua.weights import open_checkpoint
 
     found = extract_adapter(

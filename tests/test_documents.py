@@ -28,7 +28,7 @@ from minerua.evaluation import Evaluation, deal
 from minerua.evolution import decode_outcome
 from minerua.evolution.variants import VARIANTS
 from minerua.merge.merging import merge_tensors
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.recipes.recipe import parse_recipes
 from minerua.registry import KINDS, Registry
 from minerua.values import Scores
 
@@ -348,7 +348,8 @@ def test_the_table_of_a_room_has_every_file_in_it(room: Path) -> None:
         assert not table
         return
     said = [name for row in table for name in quoted(row["file"])]
-    files = {path.name for path in room.iterdir() if path.is_file() and not path.name.startswith("__")}
+    files = {path.relative_to(room).as_posix() for path in room.rglob("*") if path.is_file()}
+    files = {name for name in files if "__" not in name}
     assert sorted(said) == sorted(files - {"README.md"})
 
 

@@ -86,10 +86,11 @@ def library() -> ctypes.CDLL:
         raise CoreUnavailable(f"{path} does not exist: minerua was built without CUDA; reinstall it with nvcc on PATH")
     try:
         opened = ctypes.CDLL(str(path))
-        declare(opened, _SIGNATURES | PASS_SIGNATURES)
+        if (found := opened.minerua_cuda_abi()) == ABI:
+            declare(opened, _SIGNATURES | PASS_SIGNATURES)
     except (OSError, AttributeError) as error:
         raise CoreUnavailable(f"{path} cannot be loaded: {error}; reinstall minerua") from error
-    if (found := opened.minerua_cuda_abi()) != ABI:
+    if found != ABI:
         raise CoreUnavailable(f"{path} has ABI {found}, this minerua needs {ABI}; reinstall minerua")
     return opened
 

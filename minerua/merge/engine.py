@@ -18,8 +18,8 @@ import numpy as np
 from minerua.errors import BrokenPlugin, CheckpointError, MineruaError
 from minerua.kernels import num_threads, passes
 from minerua.merge.models import Model
-from minerua.merge.plan import Job
-from minerua.merge.recipe import ModelRef
+from minerua.merge.planning.plan import Job
+from minerua.merge.recipes.recipe import ModelRef
 from minerua.values import MergeInputs, MergeMethodSpec, MergeTensors, MergeTile
 from minerua.weights.header import capped
 
@@ -204,7 +204,7 @@ def merge_arrays(
         BrokenPlugin: The method failed.
 
     Example:
-        >>> from minerua.merge.means import mean
+        >>> from minerua.merge.methods.means import mean
         >>> spec = MergeMethodSpec("mean", mean)
         >>> merge_arrays(spec, [np.float32([0, 2]), np.float32([4, 4])], name="w", settings={"weight": (1, 1)}).tolist()
         [2.0, 3.0]

@@ -15,24 +15,23 @@ import numpy as np
 
 from minerua.errors import ConfigError, StorageError
 from minerua.kernels import passes
-from minerua.merge.adapters import AdapterStage, merges_adapters, prepare_adapter_stage
+from minerua.merge.adapters.stage import AdapterStage, merges_adapters, prepare_adapter_stage
 from minerua.merge.engine import Progress, carry_out
-from minerua.merge.ingredients import Recipe
+from minerua.merge.layout.output import Shard, parse_size
 from minerua.merge.models import Model, in_memory, open_model, promised_model
-from minerua.merge.output import Shard, parse_size
-from minerua.merge.plan import Job
+from minerua.merge.planning.plan import Job
 from minerua.merge.preparation import (
-    Faults,
     OpenActivations,
-    Stage,
     card_text,
     look_through,
     method_of,
     open_reference,
     prepare_stage,
 )
-from minerua.merge.recipe import parse_recipes, read_recipes
-from minerua.merge.stages import ordered
+from minerua.merge.recipes.ingredients import Recipe
+from minerua.merge.recipes.recipe import parse_recipes, read_recipes
+from minerua.merge.recipes.stages import ordered
+from minerua.merge.stage import Faults, Stage
 from minerua.values import MergeMethodSpec
 from minerua.weights import partial_folder
 from minerua.weights.header import CODES, DTYPES, capped

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from minerua.errors import KernelError
+from minerua.errors import CoreUnavailable, KernelError
 from minerua.kernels import cuda, cuda_checks, cuda_passes, cuda_steps, cuda_tables, reference_passes
 from minerua.kernels.arrays import on_host, restored
 from minerua.kernels.cuda_passes import Group, Weights
@@ -310,6 +310,15 @@ def test_masks_keep_the_first_of_equal_numbers_across_pieces(device, monkeypatch
         assert on_host(out).tolist() == [1] * kept + [0] * (1000 - kept)
 
 
+def test_a_budget_of_equal_numbers_beyond_what_there_is_keeps_them_all(device):
+    source = Source(np.tile(np.array([1, 0.5, 0.25], np.float32), 50))
+    group, kept = moved_group([source], None, device), []
+    for equal in (49, 50, 51):
+        mask = Mask(top=Threshold(0x3F000000, equal), but=Threshold(0x3F800000, 3))
+        kept.append(cuda_passes.masked_sums(group.sources, [mask], base=None)[0, 1])
+    assert kept == [47 + 49 * 0.5, 47 + 50 * 0.5, 47 + 50 * 0.5]
+
+
 def test_masked_sums_are_those_of_the_reference_to_rounding(device, rng):
     cases = [random_case(rng, shape, 6, has_base, coarse=True) for shape in [(63,), (40, 70)] for has_base in (0, 1)]
     masks = [masks_of(*case) for case in cases]
@@ -423,6 +432,19 @@ def test_a_tensor_on_another_device_is_refused():
 def test_tensors_of_the_host_are_refused():
     message = refusal(cuda_passes.gram_many, [Group([Source(torch.ones(3))])])
     assert "source 0 is a cpu tensor; pass a Source of a CUDA tensor" in message
+
+
+@pytest.mark.skipif(bool(cuda.absence_reason()), reason="no library")
+def test_the_library_refuses_wrong_arguments_before_it_touches_a_device():
+    crowded = cuda.Pass(16, 16, 16, 1 << 31, 2, 0)
+    for name, arguments, expected in [
+        ("gram", (ctypes.byref(crowded), None), "gram: a pointer is null"),
+        ("combine", (ctypes.byref(crowded), 16, 16), "a pass over 2147483648 blocks; fewer than 2^31 can be queued"),
+        ("histogram", (ctypes.byref(cuda.Pass()), None, 16), "histogram: 0 pieces of up to 0 sources"),
+    ]:
+        with pytest.raises(CoreUnavailable) as error:
+            cuda.call_pass(f"minerua_cuda_{name}", *arguments, None)
+        assert str(error.value) == f"minerua_cuda_{name} failed: {expected}"
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────

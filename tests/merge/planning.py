@@ -1,7 +1,7 @@
 """Tiny models and methods to plan with, made of specs alone."""
 
-from minerua.merge.plan import plan
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.planning.plan import plan
+from minerua.merge.recipes.recipe import parse_recipes
 from minerua.values import MergeMethodSpec, MergeParameter, TensorSpec
 
 WEIGHT = MergeParameter("weight", per_model=True)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError
-from minerua.merge import adapters as module
-from minerua.merge.adapters import merges_adapters
+from minerua.merge.adapters import stage as module
+from minerua.merge.adapters.stage import merges_adapters
 from minerua.merge.merging import merge_models, own_methods, prepare_merge
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.recipes.recipe import parse_recipes
 from minerua.values import MergeMethodSpec
 from minerua.weights import Factors, open_adapter, open_checkpoint, write_adapter
 

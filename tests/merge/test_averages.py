@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerua.errors import ConfigError
-from minerua.merge import averages, pieces, sphere
-from minerua.merge.methods import minerua_merge_methods
+from minerua.merge.methods import averages, minerua_merge_methods, pieces, sphere
 
 from .oracle import (
     METHODS,

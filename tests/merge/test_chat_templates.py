@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import chat_templates
-from minerua.merge.chat_templates import TEMPLATES, choose_template
-from minerua.merge.ingredients import TokenizerRecipe
-from minerua.merge.tokenizer import copy_tokenizer
-from minerua.merge.vocabulary import read_template
+from minerua.merge.recipes.ingredients import TokenizerRecipe
+from minerua.merge.tokenizers import chat_templates
+from minerua.merge.tokenizers.chat_templates import TEMPLATES, choose_template
+from minerua.merge.tokenizers.tokenizer import copy_tokenizer
+from minerua.merge.tokenizers.vocabulary import read_template
 
 from .tokenizers_by_hand import (
     load_tokenizer,

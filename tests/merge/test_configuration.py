@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minerua.errors import CheckpointError
-from minerua.merge import configuration
-from minerua.merge.configuration import find_layer_key, merged_config, translate_ids
+from minerua.merge.layout import configuration
+from minerua.merge.layout.configuration import find_layer_key, merged_config, translate_ids
 
 
 def test_the_examples_run() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minerua.merge.consensus import METHODS, merge_consensus
+from minerua.merge.methods.consensus import METHODS, merge_consensus
 from minerua.registry.specs import KINDS, spec_faults
 from minerua.values import MergeMethodSpec, MergeTile
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minerua.merge import pieces
+from minerua.merge.methods import pieces
 
 from .oracle import (
     METHODS,

@@ -10,7 +10,7 @@ from minerua.kernels import passes
 from minerua.merge import engine as module
 from minerua.merge.engine import WholeModel, merge_arrays, merge_faults, number_of
 from minerua.merge.merging import merge_models, merge_tensors, own_methods, prepare_merge
-from minerua.merge.plan import Job
+from minerua.merge.planning.plan import Job
 from minerua.values import MergeMethodSpec, MergeParameter
 
 from .folders import merged, put, recipe, write_models

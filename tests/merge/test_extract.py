@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.extract import EMBEDDINGS, extract, nearest_of_rank
+from minerua.merge.adapters.extract import EMBEDDINGS, extract, nearest_of_rank
 from minerua.weights import Factors, apply, open_adapter, open_checkpoint, write_checkpoint
 
 SHAPES = {"m.down.weight": (30, 70), "m.q.weight": (40, 40), "m.up.weight": (80, 40)}

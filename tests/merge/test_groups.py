@@ -2,8 +2,8 @@ import doctest
 
 import pytest
 
-from minerua.merge import groups
-from minerua.merge.ingredients import ModelRef
+from minerua.merge.planning import groups
+from minerua.merge.recipes.ingredients import ModelRef
 from tests.merge.planning import (
     KARCHER,
     LINEAR,

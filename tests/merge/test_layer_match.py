@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from minerua.merge.layer_match import match_layers
-from minerua.merge.means import mean
+from minerua.merge.methods.layer_match import match_layers
+from minerua.merge.methods.means import mean
 from minerua.values import MergeInputs
 
 from ..worlds import COUNTER, SHAPES, activations, base_tensors, build, inputs, tuned_tensors

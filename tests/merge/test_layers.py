@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minerua.merge import layers
-from minerua.merge.layers import (
+from minerua.merge.planning import layers
+from minerua.merge.planning.layers import (
     Position,
     families,
     in_layer,

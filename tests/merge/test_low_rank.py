@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerua.errors import CheckpointError
-from minerua.merge.low_rank import core_space, knots_space, merge_adapters
+from minerua.merge.adapters.spaces import core_space, knots_space, merge_adapters
 from minerua.weights import Factors, open_adapter, open_checkpoint, write_adapter, write_checkpoint
 
 

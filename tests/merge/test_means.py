@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minerua.merge.means import mean, regmean, task_arithmetic
+from minerua.merge.methods.means import mean, regmean, task_arithmetic
 
 
 def _vectors(count=3, shape=(4, 5), *, seed=0):

@@ -10,7 +10,7 @@ import yaml
 from minerua.errors import CheckpointError, ConfigError, StorageError
 from minerua.merge import merging as module
 from minerua.merge.merging import merge_models, merge_tensors, prepare_merge
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.recipes.recipe import parse_recipes
 from minerua.weights import open_checkpoint
 
 from .folders import CONFIG, arrays_of, asked, contents, merged, put, recipe, tensors, write, write_models

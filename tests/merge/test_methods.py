@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from minerua.merge import methods
-from minerua.merge.layer_match import match_layers
-from minerua.merge.means import mean, regmean
+from minerua.merge.methods.layer_match import match_layers
+from minerua.merge.methods.means import mean, regmean
 from minerua.registry import Registry
 
 from .oracle import METHODS, mergekit_methods

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import output
-from minerua.merge.output import (
+from minerua.merge.layout import output
+from minerua.merge.layout.output import (
     INDEX_FILE,
     RECIPE_FILE,
     index_file,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minerua.kernels import reference_passes
 from minerua.kernels.sources import NONE_KEPT, Source, Target
-from minerua.merge import pieces
+from minerua.merge.methods import pieces
 
 from .oracle import METHODS, drawn, filled, tensors_of
 

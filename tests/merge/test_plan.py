@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minerua.merge import plan as module
-from minerua.merge import tensors
-from minerua.merge.ingredients import ModelRef
-from minerua.merge.plan import plan
+from minerua.merge.planning import plan as module
+from minerua.merge.planning import tensors
+from minerua.merge.planning.plan import plan
+from minerua.merge.recipes.ingredients import ModelRef
 from minerua.values import TensorSpec
 from tests.merge.planning import (
     KARCHER,

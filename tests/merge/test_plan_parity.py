@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from minerua.merge.plan import plan
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.planning.plan import plan
+from minerua.merge.recipes.recipe import parse_recipes
 from minerua.values import MergeMethodSpec, MergeParameter, TensorSpec
 
 LAYERS = {"a": 4, "b": 4, "c": 4, "long": 6}

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from minerua.errors import ConfigError, UnknownName
-from minerua.merge import preparation
+from minerua.merge import stage
 from minerua.merge.engine import dense
 from minerua.merge.merging import own_methods, prepare_merge
 from minerua.merge.models import Model
-from minerua.merge.plan import Job
-from minerua.merge.preparation import Faults, Stage, method_of
-from minerua.merge.recipe import parse_recipes
+from minerua.merge.planning.plan import Job
+from minerua.merge.preparation import method_of
+from minerua.merge.recipes.recipe import parse_recipes
+from minerua.merge.stage import Faults, Stage
 from minerua.values import MergeMethodSpec
 from minerua.weights import write_checkpoint
 
@@ -347,4 +348,4 @@ def test_what_is_prepared_by_headers_reads_tensors_only_when_it_is_carried_out(t
 
 def test_own_methods_are_known_by_name():
     assert {"linear", "slerp", "ties", "regmean", "model-stock"} <= own_methods().keys()
-    assert preparation.TILES_BYTES < 1 << 28
+    assert stage.TILES_BYTES < 1 << 28

@@ -8,10 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerua.errors import ConfigError
-from minerua.merge import ingredients, recipe, stages
-from minerua.merge.ingredients import Input, ModelRef, ModelToken, Rule, Setting, Slice, TokenizerRecipe, TokenRule
-from minerua.merge.recipe import parse_recipes, parse_reference
-from minerua.merge.stages import ordered
+from minerua.merge.recipes import ingredients, recipe, stages
+from minerua.merge.recipes.ingredients import (
+    Input,
+    ModelRef,
+    ModelToken,
+    Rule,
+    Setting,
+    Slice,
+    TokenizerRecipe,
+    TokenRule,
+)
+from minerua.merge.recipes.recipe import parse_recipes, parse_reference
+from minerua.merge.recipes.stages import ordered
 from tests.merge.recipes import GRADIENT_SLERP, STACKED, STAGES, TIES
 
 LINEAR = "merge_method: linear\nmodels: [{model: a}, {model: b}]\n"

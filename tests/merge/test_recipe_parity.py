@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minerua.errors import ConfigError
-from minerua.merge.layers import families, is_after, may_count_tokens, module_of
-from minerua.merge.recipe import parse_recipes, parse_reference
-from minerua.merge.settings import evaluate, resolve
+from minerua.merge.planning.layers import families, is_after, may_count_tokens, module_of
+from minerua.merge.recipes.recipe import parse_recipes, parse_reference
+from minerua.merge.recipes.settings import evaluate, resolve
 from minerua.values import MergeParameter
 from tests.merge.recipes import GRADIENT_SLERP, STACKED, STAGES, TIES
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minerua.merge import settings as module
-from minerua.merge.ingredients import Input, ModelRef, Recipe, Rule, Setting, Slice
-from minerua.merge.settings import evaluate, resolve, setting_faults
+from minerua.merge.recipes import settings as module
+from minerua.merge.recipes.ingredients import Input, ModelRef, Recipe, Rule, Setting, Slice
+from minerua.merge.recipes.settings import evaluate, resolve, setting_faults
 from minerua.values import MergeMethodSpec, MergeParameter
 
 NUMBER = MergeParameter("weight", per_model=True)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerua.kernels.passes import Source, Target
-from minerua.merge.spectral import DEPENDENT, METHODS, leading, polar_factor, respectrum
+from minerua.merge.methods.spectral import DEPENDENT, METHODS, leading, polar_factor, respectrum
 from minerua.registry.specs import KINDS, spec_faults
 from minerua.values import MergeMethodSpec, MergeTensors
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import token_rows
-from minerua.merge.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
-from minerua.merge.token_rows import RowMap, extra_rows
+from minerua.merge.recipes.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
+from minerua.merge.tokenizers import token_rows
+from minerua.merge.tokenizers.token_rows import RowMap, extra_rows
 
 from .tokenizers_by_hand import aligned, document, embeddings_of, plan_of, put, three_models, write_tokenizer
 

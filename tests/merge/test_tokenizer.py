@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import tokenizer, vocabulary
-from minerua.merge.chat_templates import TEMPLATES
-from minerua.merge.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
-from minerua.merge.tokenizer import copy_tokenizer
-from minerua.merge.vocabulary import open_vocabulary
+from minerua.merge.recipes.ingredients import ModelRef, ModelToken, TokenizerRecipe, TokenRule
+from minerua.merge.tokenizers import tokenizer, vocabulary
+from minerua.merge.tokenizers.chat_templates import TEMPLATES
+from minerua.merge.tokenizers.tokenizer import copy_tokenizer
+from minerua.merge.tokenizers.vocabulary import open_vocabulary
 
 from .tokenizers_by_hand import (
     SOME,

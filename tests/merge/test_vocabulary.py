@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge import vocabulary
-from minerua.merge.ingredients import ModelRef, TokenizerRecipe, TokenRule
-from minerua.merge.tokenizer import plan_tokenizer
-from minerua.merge.vocabulary import open_vocabulary, read_bytes
+from minerua.merge.recipes.ingredients import ModelRef, TokenizerRecipe, TokenRule
+from minerua.merge.tokenizers import vocabulary
+from minerua.merge.tokenizers.tokenizer import plan_tokenizer
+from minerua.merge.tokenizers.vocabulary import open_vocabulary, read_bytes
 
 from .tokenizers_by_hand import (
     plan_of,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minerua.merge.ingredients import ModelRef, TokenizerRecipe
-from minerua.merge.token_rows import RowMap, extra_rows
-from minerua.merge.tokenizer import TokenizerPlan, plan_tokenizer
+from minerua.merge.recipes.ingredients import ModelRef, TokenizerRecipe
+from minerua.merge.tokenizers.token_rows import RowMap, extra_rows
+from minerua.merge.tokenizers.tokenizer import TokenizerPlan, plan_tokenizer
 
 SOME = ["<unk>", "a", "b", "ab", "c"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minerua.merge.ingredients import ModelRef
-from minerua.merge.layers import may_count_tokens
+from minerua.merge.planning.layers import may_count_tokens
+from minerua.merge.recipes.ingredients import ModelRef
 from minerua.values import TensorSpec
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minerua.errors import ConfigError
-from minerua.merge.ingredients import ModelRef, ModelToken, TokenRule
+from minerua.merge.recipes.ingredients import ModelRef, ModelToken, TokenRule
 from minerua.weights.header import capped, shown
 
 ReadRows = Callable[[ModelRef, np.ndarray], np.ndarray]
@@ -67,7 +67,7 @@ def map_rows(
     vocabulary: int,
     rules: Mapping[str, TokenRule],
 ) -> dict[ModelRef, RowMap]:
-    """Aligns the models that one tensor is merged from; the rules are those of `minerua.merge.tokenizer`.
+    """Aligns the models that one tensor is merged from; the rules are those of `minerua.merge.tokenizers.tokenizer`.
 
     Args:
         models: Model → its tokens, in the order in which means are taken.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from minerua.merge.means import mean
+from minerua.merge.methods.means import mean
 from minerua.values import MergeInputs
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from minerua.errors import ConfigError, unknown
-from minerua.merge.documents import read_documents
-from minerua.merge.ingredients import (
+from minerua.merge.recipes.documents import read_documents
+from minerua.merge.recipes.ingredients import (
     NO_SETTINGS,
     ActivationsRecipe,
     Input,
@@ -29,10 +29,10 @@ from minerua.merge.ingredients import (
     TokenizerRecipe,
     TokenRule,
 )
-from minerua.merge.stages import stage_faults
+from minerua.merge.recipes.stages import stage_faults
 from minerua.weights.header import capped, shown
 
-__all__ = ["ModelRef", "Recipe", "parse_recipes", "parse_reference"]
+__all__ = ["ModelRef", "Recipe", "parse_recipes", "parse_reference", "read_recipes"]
 
 _DTYPES: Mapping[str, str] = MappingProxyType(
     {

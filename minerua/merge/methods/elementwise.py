@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from minerua.merge import pieces
-from minerua.merge.sparse import base_alone
+from minerua.merge.methods import pieces
+from minerua.merge.methods.sparse import base_alone
 from minerua.values import MergeTensors, MergeTile
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from minerua.errors import ConfigError
-from minerua.merge import pieces, sphere
+from minerua.merge.methods import pieces, sphere
 from minerua.values import MergeTensors
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TypeAlias
 
 from minerua.errors import unknown
-from minerua.merge.ingredients import Recipe, Rule, Scalar, Setting, Settings
+from minerua.merge.recipes.ingredients import Recipe, Rule, Scalar, Setting, Settings
 from minerua.values import MergeMethodSpec, MergeParameter
 from minerua.weights.header import shown
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from minerua.merge.groups import Group, Section, sections_of
-from minerua.merge.ingredients import ModelRef, Recipe
-from minerua.merge.layers import natural_order
-from minerua.merge.settings import resolve, setting_faults
-from minerua.merge.tensors import FLOATS, Aligned, Holding, shape_of
+from minerua.merge.planning.groups import Group, Section, sections_of
+from minerua.merge.planning.layers import natural_order
+from minerua.merge.planning.tensors import FLOATS, Aligned, Holding, shape_of
+from minerua.merge.recipes.ingredients import ModelRef, Recipe
+from minerua.merge.recipes.settings import resolve, setting_faults
 from minerua.values import MergeMethodSpec, MergeParameter, TensorSpec
 from minerua.weights.header import capped, nbytes
 
@@ -97,7 +97,7 @@ def plan(
         The plan; never raises because of what the recipe or the models say.
 
     Example:
-        >>> from minerua.merge.recipe import parse_recipes
+        >>> from minerua.merge.recipes.recipe import parse_recipes
         >>> recipe, = parse_recipes("{models: [{model: a}, {model: b}], merge_method: mean}", where="r.yml")
         >>> specs = {"w": TensorSpec("w", (2, 2), "float32")}
         >>> method = MergeMethodSpec("mean", print, base="ignored")

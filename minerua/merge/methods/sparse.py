@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minerua.errors import ConfigError
-from minerua.merge import pieces
+from minerua.merge.methods import pieces
 from minerua.values import MergeTensors
 
 if TYPE_CHECKING:

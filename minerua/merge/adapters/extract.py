@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.spectral import Triplets, leading
+from minerua.merge.methods.spectral import Triplets, leading
 from minerua.weights import Checkpoint, Factors, find_non_finite, is_floating, write_adapter
 
 EMBEDDINGS = r"(^|\.)(embed\w*|\w*embeddings?|wte|wpe|shared|relative_attention_bias)$"

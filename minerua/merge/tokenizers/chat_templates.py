@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from minerua.errors import unknown
-from minerua.merge.vocabulary import read_template
+from minerua.merge.tokenizers.vocabulary import read_template
 
 _ALPACA = (
     "{% for message in messages %}"

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeAlias
 
-from minerua.merge.ingredients import NO_SETTINGS, Input, ModelRef, Module, Recipe, Settings, Slice
-from minerua.merge.layers import (
+from minerua.merge.planning.layers import (
     Position,
     families,
     gradient_position,
@@ -18,7 +17,8 @@ from minerua.merge.layers import (
     natural_order,
     position,
 )
-from minerua.merge.tensors import is_buffer, unusable
+from minerua.merge.planning.tensors import is_buffer, unusable
+from minerua.merge.recipes.ingredients import NO_SETTINGS, Input, ModelRef, Module, Recipe, Settings, Slice
 from minerua.values import MergeMethodSpec, TensorSpec
 
 Models: TypeAlias = Mapping[ModelRef, Mapping[str, TensorSpec]]

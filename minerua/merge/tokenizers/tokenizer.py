@@ -24,11 +24,11 @@ from types import MappingProxyType
 from typing import NamedTuple, final
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.chat_templates import choose_template
-from minerua.merge.ingredients import ModelRef, TokenizerRecipe, TokenRule
-from minerua.merge.token_rows import Known, RowMap, map_rows
-from minerua.merge.tokenizer_files import copied_files, edited_files, with_template
-from minerua.merge.vocabulary import FAST, AddedToken, Vocabulary, next_id, open_vocabulary
+from minerua.merge.recipes.ingredients import ModelRef, TokenizerRecipe, TokenRule
+from minerua.merge.tokenizers.chat_templates import choose_template
+from minerua.merge.tokenizers.token_rows import Known, RowMap, map_rows
+from minerua.merge.tokenizers.tokenizer_files import copied_files, edited_files, with_template
+from minerua.merge.tokenizers.vocabulary import FAST, AddedToken, Vocabulary, next_id, open_vocabulary
 from minerua.weights.header import shown
 
 MAX_PADDING = 1 << 16

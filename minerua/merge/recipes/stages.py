@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from minerua.merge.ingredients import ModelRef, Recipe
+from minerua.merge.recipes.ingredients import ModelRef, Recipe
 
 
 def ordered(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.configuration import translate_ids
-from minerua.merge.vocabulary import read_bytes
+from minerua.merge.layout.configuration import translate_ids
+from minerua.merge.tokenizers.vocabulary import read_bytes
 from minerua.values import TensorSpec
 from minerua.weights.header import CODES, DTYPES, MAX_HEADER_BYTES, capped, encode_header, nbytes, parse_object, shown
 

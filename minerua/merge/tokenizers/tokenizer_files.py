@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minerua.errors import CheckpointError
-from minerua.merge.vocabulary import (
+from minerua.merge.tokenizers.vocabulary import (
     CONFIG,
     FAST,
     SLOW_FILES,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from minerua.hookspecs import hookimpl
-from minerua.merge import averages, consensus, elementwise, sparse, spectral
-from minerua.merge.layer_match import match_layers
-from minerua.merge.means import mean, regmean
+from minerua.merge.methods import averages, consensus, elementwise, sparse, spectral
+from minerua.merge.methods.layer_match import match_layers
+from minerua.merge.methods.means import mean, regmean
 from minerua.values import MergeMethodSpec, MergeParameter, MergeTensors
 
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from minerua.errors import CheckpointError
 from minerua.kernels import passes
+from minerua.merge.adapters.spaces import SharedSpace, core_space, full_space, knots_space, merge_adapters
 from minerua.merge.engine import Progress, merge_faults, merge_one, number_of, prepare_method
-from minerua.merge.ingredients import ModelRef, Recipe
-from minerua.merge.low_rank import SharedSpace, core_space, full_space, knots_space, merge_adapters
+from minerua.merge.layout.output import RECIPE_FILE
 from minerua.merge.models import locate, open_model
-from minerua.merge.output import RECIPE_FILE
-from minerua.merge.plan import Job, plan
-from minerua.merge.preparation import TILES_BYTES, Faults, card_text
+from minerua.merge.planning.plan import Job, plan
+from minerua.merge.preparation import card_text
+from minerua.merge.recipes.ingredients import ModelRef, Recipe
+from minerua.merge.stage import TILES_BYTES, Faults
 from minerua.values import MergeMethodSpec, MergeTensors, TensorSpec
 from minerua.weights import Adapter, Factors, is_adapter, open_adapter, write_adapter
 

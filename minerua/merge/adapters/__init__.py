@@ -1,0 +1,1 @@
+"""Adapters: LoRA adapters merged into one, and made of full fine-tunes."""
