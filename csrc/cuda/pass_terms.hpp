@@ -246,7 +246,8 @@ __device__ inline void finish_ahead(const minerua_pass& pass, const minerua_tens
     add_factors(pass.sources[tensor.first_source + first + j], tensor.columns, run, values);
 }
 
-/// Sums over a block, each in the same fixed tree; thread 0 gets them. `memory` is the block's: a double for each sum and thread.
+/// Sums over a block, each in the same fixed tree; all threads get them. `memory` is the block's: a double for each sum and
+/// thread.
 template <int sums>
 __device__ void block_sums(double (&values)[sums], double* memory) {
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
