@@ -325,6 +325,7 @@ def test_weights_that_sum_to_zero_are_told_before_anything_is_merged():
     assert check({"normalize": True, "weight": (1.0, 1.0)}) is None
     assert check({"normalize": False, "weight": (1.0, -1.0)}) is None
     assert check({"normalize": True, "weight": (1.0, -1.0)}).endswith("set other weights, or switch that off")
+    assert "sum to infinity and cannot be normalised; set smaller" in check({"normalize": True, "weight": (1e308,) * 2})
 
 
 def test_a_number_of_steps_that_is_not_whole_is_told():

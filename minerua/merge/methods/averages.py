@@ -6,6 +6,7 @@ inner products: one pass reads it, `sphere.py` turns it into coefficients, one m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -202,8 +203,10 @@ def weights_fault(parameters: Mapping[str, Any]) -> str | None:
     """Says what is wrong with weights that are to be normalised; `None` if nothing is."""
     asked = any(parameters.get(name) for name in ("normalize", "normalize_weights"))
     weights = parameters["weight"]
-    if not asked or abs(sum(weights)) >= 1e-8:
+    if not asked or 1e-8 <= abs(sum(weights)) < math.inf:
         return None
+    if math.isinf(sum(weights)):
+        return f"weights {list(weights)} sum to infinity and cannot be normalised; set smaller ones"
     return f"weights {list(weights)} sum to zero and cannot be normalised; set other weights, or switch that off"
 
 
