@@ -10,12 +10,14 @@ The K sources are called x_k, the base b, and δ_k = x_k − b (in float32) the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from minerua.kernels import compiled, compiled_passes, reference_passes
+from minerua.kernels import compiled, compiled_passes, cuda_passes, reference_passes
+from minerua.kernels.arrays import described
 from minerua.kernels.pass_checks import Faults
 from minerua.kernels.sources import ALL_KEPT, NONE_KEPT, Mask, Source, Target, Threshold
 
@@ -37,6 +39,23 @@ __all__ = [
 ]
 
 
+_Door = TypeVar("_Door", bound=Callable[..., Any])
+
+
+def _or_on_device(door: _Door) -> _Door:
+    """Sends sources that lie on a CUDA device to the twin of that name there, which checks them itself."""
+
+    @functools.wraps(door)
+    def chosen(sources: Any, *arguments: Any, **named: Any) -> Any:
+        first = sources if isinstance(sources, Source) else next(iter(sources), None)
+        if isinstance(first, Source) and described(first.array).is_cuda:
+            return getattr(cuda_passes, door.__name__)(sources, *arguments, **named)
+        return door(sources, *arguments, **named)
+
+    return cast(_Door, chosen)
+
+
+@_or_on_device
 def load(source: Source, begin: int, end: int) -> np.ndarray:
     """Returns elements [begin, end) of a source, in flat order.
 
@@ -64,6 +83,7 @@ def load(source: Source, begin: int, end: int) -> np.ndarray:
     return _twin().load(source, begin, end)
 
 
+@_or_on_device
 def combine(sources: Sequence[Source], coefficients: Any, *, base: Source | None, target: Target) -> np.ndarray:
     """Writes Σ_k c_k x_k, or with a base b + Σ_k c_k (x_k − b), summed in float32 in the order of k, rounded once.
 
@@ -95,6 +115,7 @@ def combine(sources: Sequence[Source], coefficients: Any, *, base: Source | None
     return _twin().combine(sources, numbers, base=base, target=target)
 
 
+@_or_on_device
 def gram(sources: Sequence[Source], *, base: Source | None, rows: int = 1) -> np.ndarray:
     """Returns all inner products of the δ_k, row by row.
 
@@ -121,6 +142,7 @@ def gram(sources: Sequence[Source], *, base: Source | None, rows: int = 1) -> np
     return _twin().gram(sources, base=base, rows=rows)
 
 
+@_or_on_device
 def histogram(sources: Sequence[Source], *, base: Source | None, prefixes: Sequence[int] | None = None) -> np.ndarray:
     """Counts the magnitudes |δ_k| by the bits of their keys: the 31 bits of a magnitude in float32 order as it does.
 
@@ -148,6 +170,7 @@ def histogram(sources: Sequence[Source], *, base: Source | None, prefixes: Seque
     return _twin().histogram(sources, base=base, prefixes=prefixes)
 
 
+@_or_on_device
 def count_equal(sources: Sequence[Source], *, base: Source | None, keys: Sequence[int]) -> np.ndarray:
     """Counts the numbers of each δ_k that have exactly one key.
 
@@ -173,6 +196,7 @@ def count_equal(sources: Sequence[Source], *, base: Source | None, keys: Sequenc
     return _twin().count_equal(sources, base=base, keys=keys)
 
 
+@_or_on_device
 def select_largest(sources: Sequence[Source], counts: Sequence[int], *, base: Source | None) -> list[Threshold]:
     """Finds which numbers of each δ_k are its largest by magnitude, exactly; among equal ones the first by index count.
 
@@ -198,6 +222,7 @@ def select_largest(sources: Sequence[Source], counts: Sequence[int], *, base: So
     return _twin().select_largest(sources, counts, base=base)
 
 
+@_or_on_device
 def masked_sums(sources: Sequence[Source], masks: Sequence[Mask], *, base: Source | None) -> np.ndarray:
     """Sums magnitudes before and after masks.
 
@@ -222,6 +247,7 @@ def masked_sums(sources: Sequence[Source], masks: Sequence[Mask], *, base: Sourc
     return _twin().masked_sums(sources, masks, base=base)
 
 
+@_or_on_device
 def merge_masked(
     sources: Sequence[Source],
     masks: Sequence[Mask],

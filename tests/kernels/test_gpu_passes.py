@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from minerua.errors import CoreUnavailable, KernelError
-from minerua.kernels import cuda, cuda_checks, cuda_passes, cuda_steps, cuda_tables, reference_passes
-from minerua.kernels.arrays import on_host, restored
+from minerua.kernels import cuda, cuda_checks, cuda_passes, cuda_steps, cuda_tables, passes, reference_passes
+from minerua.kernels.arrays import Described, on_host, restored
 from minerua.kernels.cuda_passes import Group, Weights
 from minerua.kernels.sources import ALL_KEPT, NONE_KEPT, Mask, Source, Target, Threshold
 
@@ -328,6 +328,26 @@ def test_masked_sums_are_those_of_the_reference_to_rounding(device, rng):
         expected = reference_passes.masked_sums(case[0], own, base=case[1])
         np.testing.assert_allclose(on_host(got), expected, rtol=1e-12)
         assert same_bits(got, cuda_passes.masked_sums(group.sources, own, base=group.base))
+
+
+# ── the door ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_door_sends_tensors_of_a_device_to_their_twins(device, monkeypatch):
+    if device.type == "cpu":
+        monkeypatch.setattr(passes, "described", lambda array: Described("torch", device="cuda:0"))
+    source, out = resident(device, 2, 2), like((2, 2), "float16", device)
+    assert passes.load(source, 1, 3).tolist() == [1, 1]
+    assert passes.combine([source], [3], base=None, target=Target(np.dtype("float16"), out)).tolist() == [0, 0, 0]
+    assert on_host(out).tolist() == [3, 3, 3, 3]
+    assert passes.gram([source], base=None).tolist() == [[[4]]]
+    assert passes.histogram([source], base=None)[0, 0x3F80] == 4
+    assert passes.count_equal([source], base=None, keys=[0x3F800000]).tolist() == [4]
+    (limit,) = passes.select_largest([source], [3], base=None)
+    assert passes.masked_sums([source], [Mask(top=limit)], base=None).tolist() == [[4, 3]]
+    how = {"factors": [2], "votes": [1], "shares": [1], "scale": 1, "target": Target(np.dtype("float16"), out)}
+    passes.merge_masked([source], [Mask(but=limit)], base=None, **how)
+    assert on_host(out).tolist() == [0, 0, 0, 2]
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────────
