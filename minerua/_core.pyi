@@ -41,6 +41,22 @@ def load(
     begin: SupportsInt | SupportsIndex,
     out: Buffer,
 ) -> None: ...
+def draw(
+    mask: tuple[
+        tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+        tuple[SupportsInt | SupportsIndex, SupportsInt | SupportsIndex] | None,
+        SupportsFloat | SupportsIndex | None,
+        SupportsFloat | SupportsIndex,
+        SupportsInt | SupportsIndex,
+        bool,
+        SupportsInt | SupportsIndex,
+        SupportsInt | SupportsIndex,
+        SupportsInt | SupportsIndex,
+        SupportsInt | SupportsIndex,
+    ],
+    size: SupportsInt | SupportsIndex,
+    out: Buffer,
+) -> None: ...
 def masked_sums(
     sources: Sequence[
         tuple[Buffer, str, SupportsInt | SupportsIndex, Buffer | None, Buffer | None, Buffer | None, Buffer | None]
@@ -55,6 +71,7 @@ def masked_sums(
             SupportsFloat | SupportsIndex,
             SupportsInt | SupportsIndex,
             bool,
+            SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,
@@ -85,6 +102,7 @@ def merge_masked(
             SupportsFloat | SupportsIndex,
             SupportsInt | SupportsIndex,
             bool,
+            SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,
             SupportsInt | SupportsIndex,

@@ -34,9 +34,9 @@ using TargetTuple = std::tuple<std::string, OptionalBuffer, int, std::int64_t>;
 /// Key and how many of that key.
 using ThresholdTuple = std::tuple<std::uint32_t, std::uint64_t>;
 
-/// top, but, keep, spread, columns, inverse, model, tensor, seed.
+/// top, but, keep, spread, columns, inverse, model, tensor, seed, address of what was drawn before (or 0).
 using MaskTuple = std::tuple<std::optional<ThresholdTuple>, std::optional<ThresholdTuple>, std::optional<float>, float,
-                             std::size_t, bool, std::uint32_t, std::uint32_t, std::uint64_t>;
+                             std::size_t, bool, std::uint32_t, std::uint32_t, std::uint64_t, std::uintptr_t>;
 
 Threshold threshold_of(const std::optional<ThresholdTuple>& given, const Threshold& otherwise) {
   return given ? Threshold{std::get<0>(*given), std::get<1>(*given)} : otherwise;
@@ -44,7 +44,7 @@ Threshold threshold_of(const std::optional<ThresholdTuple>& given, const Thresho
 
 std::vector<Mask> masks_of(const std::vector<MaskTuple>& given) {
   std::vector<Mask> masks;
-  for (const auto& [top, but, keep, spread, columns, inverse, model, tensor, seed] : given) {
+  for (const auto& [top, but, keep, spread, columns, inverse, model, tensor, seed, drawn] : given) {
     Mask mask;
     mask.top = threshold_of(top, mask.top);
     mask.but = threshold_of(but, mask.but);
@@ -54,6 +54,7 @@ std::vector<Mask> masks_of(const std::vector<MaskTuple>& given) {
     mask.columns = columns;
     mask.inverse = inverse;
     mask.stream = {seed, model, tensor};
+    mask.drawn = reinterpret_cast<const std::uint64_t*>(drawn);
     masks.push_back(mask);
   }
   return masks;
@@ -206,6 +207,15 @@ std::vector<ThresholdTuple> select_largest_of(const std::vector<SourceTuple>& gi
   return found;
 }
 
+void draw_mask(const MaskTuple& given, std::size_t size, const py::buffer& out) {
+  const std::vector<Mask> masks = masks_of({given});
+  const py::buffer_info bits = contiguous(out, sizeof(std::uint64_t), true);
+  MINERUA_EXPECTS(static_cast<std::size_t>(bits.size) == size / 64 + 2,
+                  "draw: " << bits.size << " numbers of bits for " << size << " elements");
+  const py::gil_scoped_release unlocked;
+  draw(masks[0], size, static_cast<std::uint64_t*>(bits.ptr));
+}
+
 void masked_sums_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
                     const std::vector<MaskTuple>& masks, const py::buffer& out) {
   Unpacked unpacked;
@@ -268,6 +278,8 @@ void define_passes(py::module_& module) {
              py::arg("shift"), py::arg("out"), "Fills `out`, int64, with the bins of magnitudes from lows to highs.");
   module.def("select_largest", &select_largest_of, py::arg("sources"), py::arg("base"), py::arg("counts"),
              "Returns a threshold for each source.");
+  module.def("draw", &draw_mask, py::arg("mask"), py::arg("size"), py::arg("out"),
+             "Fills `out`, uint64, with a bit for each element: whether a mask draws it.");
   module.def("masked_sums", &masked_sums_of, py::arg("sources"), py::arg("base"), py::arg("masks"), py::arg("out"),
              "Fills `out`, float64, with sums of magnitudes before and after the masks.");
   module.def("merge_masked", &merge_masked_of, py::arg("sources"), py::arg("base"), py::arg("masks"),

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "core/ranks.hpp"
 
 namespace minerua {
@@ -11,6 +12,9 @@ namespace {
 
 /// Elements of a chunk of whole rows: their probabilities are held beside it.
 constexpr std::size_t ranked_elements = std::size_t{1} << 14;
+
+/// Random words below this are kept.
+double limit_of(float keep) { return std::floor(static_cast<double>(keep) * 0x1p32); }
 
 constexpr auto unlimited = static_cast<std::size_t>(-1);
 
@@ -150,12 +154,17 @@ void Masking::apply(std::size_t k, std::size_t begin, std::size_t count, bool in
 }
 
 void Masking::draw(const Mask& mask, std::size_t k, std::size_t begin, std::size_t count, isa::MaskedTile& tile) {
+  tile.probability = mask.keep;
   if (mask.is_ranked()) {
     tile.kind = isa::RandomKind::ranked;
     tile.probabilities = probabilities_[k].data() + (begin - span_.begin);
+  } else if (mask.drawn != nullptr) {
+    tile.kind = isa::RandomKind::drawn;
+    tile.bits = mask.drawn;
+    tile.first_bit = begin;
+    return;
   } else {
-    tile.probability = mask.keep;
-    const double limit = std::floor(static_cast<double>(mask.keep) * 0x1p32);
+    const double limit = limit_of(mask.keep);
     if (limit >= 0x1p32) return;  // all are drawn
     if (!(limit > 0.0)) {         // none is
       tile.has_limits = true;
@@ -168,6 +177,20 @@ void Masking::draw(const Mask& mask, std::size_t k, std::size_t begin, std::size
   const std::size_t first = begin / 64, last = (begin + count + 63) / 64;
   isa::loops().random_words(mask.stream, first, last - first, words_.data());
   tile.words = words_.data() + begin % 64;
+}
+
+void draw(const Mask& mask, std::size_t size, std::uint64_t* bits) {
+  const std::size_t numbers = size / 64 + 2;
+  const double limit = limit_of(mask.keep);
+  if (limit >= 0x1p32 || !(limit > 0.0)) {
+    std::fill(bits, bits + numbers, limit > 0.0 ? ~std::uint64_t{0} : 0);
+    return;
+  }
+  constexpr std::size_t together = chunk_elements / 64;
+  parallel_for((numbers + together - 1) / together, [&](std::size_t chunk) {
+    const std::size_t first = chunk * together, count = std::min(together, numbers - first);
+    isa::loops().draw_bits(mask.stream, first, count, static_cast<std::uint32_t>(limit), bits + first);
+  });
 }
 
 }  // namespace minerua

@@ -25,9 +25,15 @@ struct Mask {
   /// Divide what is kept by its own probability.
   bool inverse = false;
   isa::RandomStream stream{};
+  /// What `draw` found for this very mask, to spare drawing again; or null.
+  const std::uint64_t* drawn = nullptr;
 
   bool is_ranked() const { return draws && spread != 0.0f && columns > 1; }
 };
+
+/// Fills `bits`, of size / 64 + 2 numbers, with what a mask without a spread draws: bit i % 64 of number i / 64 is that of
+/// element i.
+void draw(const Mask& mask, std::size_t size, std::uint64_t* bits);
 
 /// How a tensor is cut for these masks: in whole rows where ranks within rows are needed.
 /// @throws InvalidArgument, under the name of the operation, unless there is a mask for each source and they fit.

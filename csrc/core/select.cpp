@@ -246,7 +246,7 @@ bool search_further(const Sources& sources, const Source* base, std::vector<Sear
   }
   if (open.empty()) return false;
   std::vector<KeyHistogram> seen = count_all(left, base, ranges);
-  for (std::size_t i = 0; i < open.size(); ++i) open[i]->learn(seen[i]);
+  parallel_for(open.size(), [&](std::size_t i) { open[i]->learn(seen[i]); });
   return true;
 }
 

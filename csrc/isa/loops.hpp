@@ -51,7 +51,7 @@ struct KeyLimit {
 };
 
 /// Where the probability of keeping an element comes from.
-enum class RandomKind { none, even, ranked };
+enum class RandomKind { none, even, ranked, drawn };
 
 /// What decides which elements of a tile are kept: those among `top`, not among `but`, and drawn.
 struct MaskedTile {
@@ -63,6 +63,9 @@ struct MaskedTile {
   std::uint32_t limit;
   /// One per element, for `ranked`.
   const float* probabilities;
+  /// What was drawn before, for `drawn`: bit (first_bit + i) % 64 of number (first_bit + i) / 64 is that of element i.
+  const std::uint64_t* bits;
+  std::size_t first_bit;
   /// Divide what is kept by its probability: `probability`, or, for `ranked`, its own.
   bool inverse;
   float probability;
@@ -126,6 +129,10 @@ struct Loops {
 
   /// Random words of the elements of blocks of 64: element 64 b + 16 w + i takes word w of the counter 16 b + i.
   void (*random_words)(const RandomStream& stream, std::uint64_t first_block, std::size_t blocks, std::uint32_t* words);
+
+  /// Which random words of these blocks are below the limit: one number per block, bit i for its element i.
+  void (*draw_bits)(const RandomStream& stream, std::uint64_t first_block, std::size_t blocks, std::uint32_t limit,
+                    std::uint64_t* bits);
 
   /// Makes zero of what is not kept. Works on whole groups of 16: inputs must be readable and terms writable up to there.
   void (*mask_terms)(const MaskedTile& given, float* terms, std::size_t count);

@@ -10,6 +10,7 @@
 #include "isa/key_loops.hpp"
 #include "isa/loops.hpp"
 #include "isa/pass_loops.hpp"
+#include "isa/philox.hpp"
 #include "isa/vectors.hpp"
 
 namespace minerua::isa {
@@ -40,6 +41,37 @@ inline Keys below_share(const Words& words, const NativeFloats& p) {
   return (Keys)(words < limit) | (p >= 1.0f);
 }
 
+void draw_bits(const RandomStream& stream, std::uint64_t first_block, std::size_t blocks, std::uint32_t limit,
+               std::uint64_t* bits) {
+  constexpr std::size_t together = 16;
+  std::uint32_t words[64 * together];
+  for (std::size_t block = 0; block < blocks; block += together) {
+    const std::size_t count = blocks - block < together ? blocks - block : together;
+    random_words(stream, first_block + block, count, words);
+    for (std::size_t b = 0; b < count; ++b) {
+      std::uint64_t drawn = 0;
+#if defined(__AVX512F__)
+      const __m512i below = _mm512_set1_epi32(static_cast<int>(limit));
+      for (std::size_t w = 0; w < 4; ++w) {
+        const __m512i group = _mm512_loadu_si512(words + 64 * b + 16 * w);
+        drawn |= static_cast<std::uint64_t>(_mm512_cmplt_epu32_mask(group, below)) << (16 * w);
+      }
+#else
+      for (std::size_t i = 0; i < 64; ++i) drawn |= static_cast<std::uint64_t>(words[64 * b + i] < limit) << i;
+#endif
+      bits[block + b] = drawn;
+    }
+  }
+}
+
+/// A number whose bits from the lowest on are those of the elements from `first` on, as many as a native vector has lanes.
+inline std::uint32_t bits_from(const std::uint64_t* bits, std::size_t first) {
+  const std::size_t place = first / 64, shift = first % 64;
+  std::uint64_t window = bits[place] >> shift;
+  if (shift + Floats::width > 64) window |= bits[place + 1] << (64 - shift);
+  return static_cast<std::uint32_t>(window);
+}
+
 /// What must be looked at besides random words: nothing, one key, or two keys and where their budgets end.
 enum class Limits { none, top, both };
 
@@ -47,6 +79,7 @@ template <Limits limits, RandomKind kind>
 void mask_groups(const MaskedTile given, float* terms, std::size_t count) {  // a copy: the terms cannot alias it
   Keys index;
   for (std::size_t lane = 0; lane < Floats::width; ++lane) index[lane] = static_cast<std::int32_t>(lane);
+  const Words lanes_in_order = (Words)index;
   for (std::size_t i = 0; i < count; i += Floats::width, index += static_cast<std::int32_t>(Floats::width)) {
     // One selection after another: a condition of several would leave the mask registers.
     NativeFloats values = load_native(terms + i);
@@ -57,6 +90,10 @@ void mask_groups(const MaskedTile given, float* terms, std::size_t count) {  // 
     if (limits == Limits::both) {
       values = keys > given.top.key + (index < given.top.cut) ? values : NativeFloats{};
       values = keys > given.but.key + (index < given.but.cut) ? NativeFloats{} : values;
+    }
+    if (kind == RandomKind::drawn) {
+      const Words chosen = ((Words{} + bits_from(given.bits, given.first_bit + i)) >> lanes_in_order) & 1u;
+      values = chosen != 0u ? values : NativeFloats{};
     }
     if (kind == RandomKind::even) values = load_words(given.words + i) < given.limit ? values : NativeFloats{};
     if (kind == RandomKind::ranked)
@@ -71,6 +108,7 @@ void mask_terms_of(const MaskedTile& given, float* terms, std::size_t count) {
     case RandomKind::none: return mask_groups<limits, RandomKind::none>(given, terms, count);
     case RandomKind::even: return mask_groups<limits, RandomKind::even>(given, terms, count);
     case RandomKind::ranked: return mask_groups<limits, RandomKind::ranked>(given, terms, count);
+    case RandomKind::drawn: return mask_groups<limits, RandomKind::drawn>(given, terms, count);
   }
 }
 

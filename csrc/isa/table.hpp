@@ -34,6 +34,7 @@ const Loops MINERUA_ISA_NAME = {
     sort_out_keys,
     count_equal_keys,
     random_words,
+    draw_bits,
     mask_terms,
     sum_magnitudes,
     MINERUA_OF_DTYPES(write_masked),

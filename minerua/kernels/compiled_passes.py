@@ -55,6 +55,13 @@ def select_largest(sources: Sequence[Source], counts: Sequence[int], *, base: So
     return [Threshold(*threshold) for threshold in found]
 
 
+def draw(mask: Mask, size: int) -> np.ndarray:
+    """Returns what a mask draws, as `reference_passes.draw` does."""
+    bits = np.empty(size // 64 + 2, np.uint64)
+    require_core().draw(_mask(mask), size, bits)
+    return bits
+
+
 def masked_sums(sources: Sequence[Source], masks: Sequence[Mask], *, base: Source | None) -> np.ndarray:
     """Returns sums of magnitudes, as `reference_passes.masked_sums` does, up to the rounding of float64."""
     sums = np.empty((len(sources), 2), np.float64)
@@ -95,7 +102,9 @@ def _mask(mask: Mask) -> tuple[Any, ...]:
     limits = [None if limit is None else (int(limit[0]), int(limit[1])) for limit in (mask.top, mask.but)]
     keep = None if mask.keep is None else float(np.float32(mask.keep))
     spread, columns = float(np.float32(mask.spread)), int(mask.columns)
-    return *limits, keep, spread, columns, bool(mask.inverse), int(mask.model), int(mask.tensor), int(mask.seed)
+    drawn = 0 if mask.drawn is None else mask.drawn.ctypes.data
+    numbers = int(mask.model), int(mask.tensor), int(mask.seed)
+    return *limits, keep, spread, columns, bool(mask.inverse), *numbers, drawn
 
 
 def _source(source: Source) -> tuple[Any, ...]:

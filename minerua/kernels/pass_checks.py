@@ -178,6 +178,16 @@ def _mask_faults(mask: Mask, size: int) -> Iterator[str]:
         found = f"model {mask.model}, tensor {mask.tensor}, seed {mask.seed}"
         yield f"has {found}; they must be at least 0, and below 2^32, 2^32 and 2^64"
 
+    if mask.drawn is not None and not _is_drawn(mask, size):
+        yield "has a drawn that does not belong to it; pass what draw(mask, size) returned, for a mask without a spread"
+
+
+def _is_drawn(mask: Mask, size: int) -> bool:
+    """Whether what was drawn may be read as bits of a tensor of this size."""
+    drawn: Any = mask.drawn
+    fits = isinstance(drawn, np.ndarray) and drawn.dtype == np.uint64 and drawn.shape == (size // 64 + 2,)
+    return fits and drawn.flags.c_contiguous and mask.keep is not None and mask.spread == 0
+
 
 def _has_spread(mask: Mask) -> bool:
     return mask.keep is not None and mask.spread != 0

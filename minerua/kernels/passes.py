@@ -30,6 +30,7 @@ __all__ = [
     "Threshold",
     "combine",
     "count_equal",
+    "draw",
     "gram",
     "histogram",
     "load",
@@ -220,6 +221,34 @@ def select_largest(sources: Sequence[Source], counts: Sequence[int], *, base: So
     faults.of_whole_numbers("counts", counts, 0, faults.size)
     faults.refuse()
     return _twin().select_largest(sources, counts, base=base)
+
+
+def draw(mask: Mask, size: int) -> np.ndarray:
+    """Draws a random mask once, for several passes over the same tensor.
+
+    Args:
+        mask: With `keep` and without a spread.
+        size: How many elements the tensor has.
+
+    Returns:
+        Shape (size // 64 + 2,), uint64, for `Mask.drawn`: bit i % 64 of number i // 64 says whether element i is drawn;
+        bits beyond the size mean nothing.
+
+    Raises:
+        KernelError: Arguments that cannot be taken; lists all faults.
+
+    Example:
+        >>> mask = Mask(keep=0.5)
+        >>> mask = mask._replace(drawn=draw(mask, 100))
+        >>> mask.drawn.shape
+        (3,)
+    """
+    faults = Faults("draw")
+    if mask.keep is None or mask.spread != 0 or size < 0:
+        given = f"keep={mask.keep}, spread={mask.spread}"
+        faults.found.append(f"the mask has {given}, the tensor {size} elements; pass a probability, and no spread")
+    faults.refuse()
+    return _twin().draw(mask, size)
 
 
 @_or_on_device

@@ -125,6 +125,18 @@ def select_largest(sources: Sequence[Source], counts: Sequence[int], *, base: So
     return found
 
 
+def draw(mask: Mask, size: int) -> np.ndarray:
+    """Returns what a mask without a spread draws: bit i % 64 of number i // 64 is that of element i.
+
+    Returns:
+        Shape (size // 64 + 2,), uint64; bits beyond the size mean nothing.
+    """
+    numbers = size // 64 + 2
+    limit = np.floor(np.float64(np.float32(mask.keep or 0)) * 2.0**32)
+    kept = random_words(mask, 0, 64 * numbers) < limit
+    return np.packbits(kept, bitorder="little").view(np.uint64)
+
+
 def masked_sums(sources: Sequence[Source], masks: Sequence[Mask], *, base: Source | None) -> np.ndarray:
     """Returns, shape (K, 2), float64, Σ|δ_k| and Σ|kept δ_k| (`inverse` not applied), δ_k = x_k − b."""
     sums = []
@@ -211,7 +223,8 @@ def among_largest(keys: np.ndarray, threshold: tuple[int, int]) -> np.ndarray:
 def kept_elements(term: np.ndarray, mask: Mask) -> tuple[np.ndarray, np.ndarray]:
     """Returns which elements of a flat task vector a mask keeps, and the probability of each, float32.
 
-    A random number r of 32 bits keeps its element if r < floor(p · 2^32) with p in float32, or if p >= 1.
+    A random number r of 32 bits keeps its element if r < floor(p · 2^32) with p in float32, or if p >= 1. `drawn` is not
+    looked at here: it says the same.
     """
     keys = keys_of(term)
     kept = np.ones(len(term), bool)

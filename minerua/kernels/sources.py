@@ -48,6 +48,8 @@ class Mask(NamedTuple):
         model: Which model it is, in the counter of the random numbers: below 2^32.
         tensor: Which tensor it is, in the counter of the random numbers: below 2^32.
         seed: Key of the random numbers: below 2^64.
+        drawn: What `passes.draw` returned for this very mask without a spread, so that it is drawn once for several
+            passes; `None` draws in each.
     """
 
     top: tuple[int, int] | None = None
@@ -59,6 +61,7 @@ class Mask(NamedTuple):
     model: int = 0
     tensor: int = 0
     seed: int = 0
+    drawn: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,6 +101,8 @@ MASK_FAULTS = [
         [Mask(model=1 << 32)],
         "mask 0 has model 4294967296, tensor 0, seed 0; they must be at least 0, and below 2^32, 2^32 and 2^64",
     ),
+    ([Mask(keep=0.5, drawn=np.zeros(3, np.uint64))], "mask 0 has a drawn that does not belong to it; pass what draw"),
+    ([Mask(drawn=np.zeros(2, np.uint64))], "mask 0 has a drawn that does not belong to it"),
     ([Mask(seed=-1)], "mask 0 has model 0, tensor 0, seed -1; they must be at least 0"),
     (
         [Mask(keep=0.5, spread=0.1, columns=2), Mask(keep=0.5, spread=0.1, columns=3)],

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minerua.errors import KernelError
 from minerua.kernels import passes, reference_passes
 from minerua.kernels.passes import ALL_KEPT, NONE_KEPT, Mask, Source, Target, Threshold
 
@@ -336,6 +337,28 @@ def test_the_compiled_core_draws_the_words_of_the_authors(word):
 # ── threads, instruction sets, files ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("keep", [0.0, 0.25, 1 - 2**-24, 1.0])
+def test_what_is_drawn_once_is_what_every_pass_draws(size, keep):
+    mask = Mask(keep=keep, model=3, tensor=77, seed=12345678901234)
+    once = mask._replace(drawn=passes.draw(mask, size))
+    bits = [np.unpackbits(twin.draw(mask, size).view(np.uint8), bitorder="little")[:size] for twin in TWINS]
+    np.testing.assert_array_equal(*bits)
+    source = Source(drawn(np.random.default_rng(4), size, np.float32))
+    np.testing.assert_array_equal(*(passes.masked_sums([source], [one], base=None) for one in (mask, once)))
+    for inverse in (False, True):
+        out = [np.empty(size, np.float32) for _ in range(2)]
+        for one, merge in zip((mask, once), out, strict=True):
+            merged([source], [one._replace(inverse=inverse)], None, Target(merge.dtype, merge))
+        assert_same_bits(*out)
+
+
+def test_a_mask_without_a_probability_has_nothing_to_draw():
+    for mask in (Mask(), Mask(keep=0.5, spread=0.1)):
+        with pytest.raises(KernelError, match="the tensor 5 elements; pass a probability, and no spread"):
+            passes.draw(mask, 5)
+
+
 def everything(rng):
     """Returns the bytes of all results for one input of several chunks with many ties."""
     sources, base = alike(rng, 5 * (CHUNK + 1), 3, has_base=True, steps=0.5)
@@ -347,6 +370,8 @@ def everything(rng):
     merged(sources, masks, base, Target(out.dtype, out), votes=[1, 1, 1], shares=[1, 1, 1])
     results = [np.array(top), out, passes.masked_sums(sources, masks, base=base), passes.gram(sources, base=base)]
     ranked = [Mask(keep=0.5, spread=0.3, columns=size)] * 3
+    masks = [mask._replace(drawn=passes.draw(mask, size)) for mask in masks]
+    results.append(passes.masked_sums(sources, masks, base=base))
     return [*results, passes.masked_sums(sources, ranked, base=base), passes.gram(sources, base=base, rows=5)]
 
 

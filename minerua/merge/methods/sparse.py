@@ -33,6 +33,9 @@ NO_DIVISOR = 1e-8
 NO_NORM = 1e-7
 """L1 norms below this are not rescaled."""
 
+LARGEST_DRAWN = 1 << 28
+"""Elements of a tensor up to which a random mask is drawn once and kept, a bit each, and not drawn in both passes."""
+
 # ── the methods ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -264,6 +267,8 @@ def _add_up(tensors: MergeTensors, target: Target, masks: Sequence[Mask], *, ele
     if not masks:
         return base_alone(tensors, target)
     parameters, weights = tensors.parameters, tensors.parameters["weight"]
+    if parameters["rescale"]:
+        masks = [_drawn_once(mask, tensors) for mask in masks]
     ratios = _ratios(tensors, masks) if parameters["rescale"] else [1.0] * len(masks)
     factors = [weight * ratio for weight, ratio in zip(weights, ratios, strict=True)]
     scale = parameters["lambda"]
@@ -329,6 +334,16 @@ def _ratios(tensors: MergeTensors, masks: Sequence[Mask]) -> list[float]:
     for k, (whole, kept) in zip(thinned, found.tolist(), strict=True):
         ratios[k] = 1.0 if whole < NO_NORM or kept < NO_NORM else whole / kept
     return ratios
+
+
+def _drawn_once(mask: Mask, tensors: MergeTensors) -> Mask:
+    """Draws a mask that two passes will look at, where its bits take little memory."""
+    from minerua.kernels import passes
+
+    size = pieces.size_of(tensors.shape)
+    if mask.keep is None or mask.spread != 0 or mask.inverse or size > LARGEST_DRAWN:
+        return mask
+    return mask._replace(drawn=passes.draw(mask, size))
 
 
 def _thins(mask: Mask) -> bool:
