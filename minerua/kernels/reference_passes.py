@@ -223,7 +223,7 @@ def among_largest(keys: np.ndarray, threshold: tuple[int, int]) -> np.ndarray:
 def kept_elements(term: np.ndarray, mask: Mask) -> tuple[np.ndarray, np.ndarray]:
     """Returns which elements of a flat task vector a mask keeps, and the probability of each, float32.
 
-    A random number r of 32 bits keeps its element if r < floor(p · 2^32) with p in float32, or if p >= 1. `drawn` is not
+    A random number r of 32 bits keeps its element if r < floor(p · 2^32), p in float32, or if p >= 1. `drawn` is not
     looked at here: it says the same.
     """
     keys = keys_of(term)
