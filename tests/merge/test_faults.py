@@ -122,9 +122,14 @@ def test_what_a_living_merge_has_written_is_not_touched_by_another(tmp_path, mon
     assert open_checkpoint(tmp_path / "out").specs
 
 
+def hear_ctrl_c():
+    """Undoes what a shell does to background jobs: they and their children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing_and_says_so_by_its_exit_code(big):
     for _ in range(20):
-        process = start(big, "recipe.yml", "out")
+        process = start(big, "recipe.yml", "out", before=hear_ctrl_c)
         seen = wait_for_partial(big, process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
