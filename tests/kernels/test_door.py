@@ -210,7 +210,9 @@ def test_a_cuda_library_of_another_version_is_refused(monkeypatch, tmp_path):
     assert cuda.absence_reason() == expected
 
 
-@pytest.mark.skipif(not cuda.library_path().exists(), reason="built without CUDA")
+@pytest.mark.skipif(
+    not cuda.library_path().exists(), reason="needs libminerua_cuda.so: this minerua was built without nvcc"
+)
 class TestCudaLibrary:
     """What the CUDA library answers on any machine, with or without a device."""
 

@@ -10,9 +10,8 @@ from minerua.kernels import cuda
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or bool(cuda.absence_reason()), reason="no CUDA device or library"
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use; there is none"),
+    pytest.mark.skipif(bool(cuda.absence_reason()), reason=f"needs libminerua_cuda.so: {cuda.absence_reason()}"),
 ]
 
 NAMES = ["float32", "float16", "bfloat16"]

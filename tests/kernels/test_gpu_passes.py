@@ -50,7 +50,12 @@ def emulated_library(tmp_path_factory):
         "emulated",
         pytest.param(
             "cuda",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_DEVICE, reason="no CUDA device or library")],
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(
+                    not HAS_DEVICE, reason="needs a CUDA device that torch can use, and libminerua_cuda.so"
+                ),
+            ],
         ),
     ]
 )
@@ -454,7 +459,7 @@ def test_tensors_of_the_host_are_refused():
     assert "source 0 is a cpu tensor; pass a Source of a CUDA tensor" in message
 
 
-@pytest.mark.skipif(bool(cuda.absence_reason()), reason="no library")
+@pytest.mark.skipif(bool(cuda.absence_reason()), reason=f"needs libminerua_cuda.so: {cuda.absence_reason()}")
 def test_the_library_refuses_wrong_arguments_before_it_touches_a_device():
     crowded = cuda.Pass(16, 16, 16, 1 << 31, 2, 0)
     for name, arguments, expected in [
