@@ -74,6 +74,7 @@ class Tile {
       : not_finite(sources.size() + 1),
         sources_(sources),
         base_(base),
+        is_stored_(are_stored(sources, base)),
         stride_(tile_elements(sources.size()) + 16),
         values_((sources.size() + 1) * stride_) {}
 
@@ -94,6 +95,28 @@ class Tile {
     return term(k);
   }
 
+  /// Comes before `terms` of these elements.
+  void start(std::size_t begin, std::size_t count) {
+    if (!is_stored_) read_base(begin, count);
+  }
+
+  /// Terms of source k for loops that make them where they need them, in the type `terms_type`; read only where that cannot
+  /// be done.
+  isa::Terms terms(std::size_t k, std::size_t begin, std::size_t count) {
+    if (is_stored_) return terms_of(sources_[k], base_, begin, count);
+    return {read_term(k, begin, count), nullptr, count};
+  }
+
+  /// Counts what is not finite of stored sources and base.
+  void count_stored(std::size_t begin, std::size_t count) {
+    const auto counted = isa::loops().count_not_finite[static_cast<int>(terms_type())];
+    for (std::size_t k = 0; k < sources_.size(); ++k) not_finite[k] += count_of(counted(sources_[k].stored.at(begin), count));
+    if (base_ != nullptr) not_finite.back() += count_of(counted(base_->stored.at(begin), count));
+  }
+
+  DType terms_type() const { return is_stored_ ? sources_[0].stored.dtype : DType::float32; }
+  bool is_stored() const { return is_stored_; }
+
   const float* base() const { return base_ == nullptr ? nullptr : values_.get(); }
   float* term(std::size_t k) const { return values_.get() + (k + 1) * stride_; }
   std::size_t stride() const { return stride_; }
@@ -107,6 +130,7 @@ class Tile {
 
   const Sources& sources_;
   const Source* const base_;
+  const bool is_stored_;
   const std::size_t stride_;  // not a power of two: the tiles would fall on one another in the cache
   Floats values_;
 };

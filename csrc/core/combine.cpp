@@ -31,10 +31,7 @@ struct Plan {
   const float* coefficients_at(std::size_t begin) const { return coefficients + begin / row * sources.size(); }
 
   /// Whether everything lies there in the target's type, to be read as it is.
-  bool is_stored() const {
-    const auto is_so = [this](const Source& source) { return source.is_plain() && source.stored.dtype == target.dtype; };
-    return std::all_of(sources.begin(), sources.end(), is_so) && (base == nullptr || is_so(*base));
-  }
+  bool is_stored() const { return sources[0].stored.dtype == target.dtype && are_stored(sources, base); }
 };
 
 /// Sums by way of floats: for types that differ, and for sources that have to be computed.
@@ -121,11 +118,19 @@ void gram(const Sources& sources, const Source* base, std::size_t rows, double* 
   std::vector<double> sums(rows * chunks.pieces() * count * count, 0.0);
   over_strands(chunks.count(), [&](Claims& claims) {
     Tile tile(sources, base);
+    std::vector<const void*> at(count);
     for (std::size_t chunk; claims.next(chunk);)
       over_tiles(chunks.at(chunk), tile.capacity(), row, [&](std::size_t begin, std::size_t n) {
-        tile.read(begin, n);
         const std::size_t piece = begin / row * chunks.pieces() + begin % row / chunk_elements;
-        isa::loops().add_inner_products(tile.term(0), tile.stride(), count, n, sums.data() + piece * count * count);
+        double* const own = sums.data() + piece * count * count;
+        if (count == 1 || count > 3 || !tile.is_stored()) {
+          tile.read(begin, n);
+          isa::loops().add_inner_products(tile.term(0), tile.stride(), count, n, own);
+          return;
+        }
+        for (std::size_t k = 0; k < count; ++k) at[k] = sources[k].stored.at(begin);
+        const isa::StoredSums stored{base == nullptr ? nullptr : base->stored.at(begin), at.data(), count, nullptr, n};
+        isa::loops().add_stored_products[static_cast<int>(tile.terms_type())](stored, own);
       });
   });
   std::fill(products, products + rows * count * count, 0.0);

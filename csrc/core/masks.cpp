@@ -23,6 +23,10 @@ bool may_end_inside(const Threshold& threshold, std::size_t size) {
   return threshold.key <= key_limit && threshold.equal > 0 && threshold.equal < size;
 }
 
+bool has_limits(const Mask& mask, std::size_t size) {
+  return mask.top.key > 0 || mask.top.equal < size || mask.but.key <= key_limit;
+}
+
 /// The limit for `count` elements from `offset` on, of a chunk that keeps equal keys before `cut`.
 isa::KeyLimit limit_of(const Threshold& threshold, std::size_t cut, std::size_t offset, std::size_t count) {
   if (threshold.key > key_limit) return {static_cast<std::int32_t>(key_limit), 0};
@@ -67,6 +71,25 @@ void Ties::exchange(std::size_t chunk, const std::uint64_t* own, std::uint64_t* 
   is_known_[chunk].store(true, std::memory_order_release);
 }
 
+bool Masking::plain_keys(std::size_t begin, std::size_t count, std::int32_t* keys) const {
+  for (std::size_t k = 0; k < masks_.size(); ++k) {
+    if (masks_[k].draws || masks_[k].but.key <= key_limit) return false;
+    const isa::KeyLimit top = limit_of(masks_[k].top, cuts_[k].top, begin - span_.begin, count);
+    if (top.cut != 0) return false;
+    keys[k] = top.key;
+  }
+  return true;
+}
+
+bool Masking::plain_bits(const std::uint64_t** bits) const {
+  for (std::size_t k = 0; k < masks_.size(); ++k) {
+    const Mask& mask = masks_[k];
+    if (mask.drawn == nullptr || mask.is_ranked() || has_limits(mask, sources_[k].size)) return false;
+    bits[k] = mask.drawn;
+  }
+  return true;
+}
+
 Masking::Masking(const Sources& sources, const Source* base, const std::vector<Mask>& masks, Ties& ties)
     : sources_(sources),
       base_(base),
@@ -93,14 +116,16 @@ void Masking::begin(std::size_t chunk, const Span& span) {
 
 void Masking::resolve_ties(std::size_t chunk) {
   const std::vector<Ties::Place>& places = ties_.places();
+  const auto count_equal = isa::loops().count_equal_keys[static_cast<int>(look_.terms_type())];
   std::fill(own_.begin(), own_.end(), 0);
   over_tiles(span_, look_.capacity(), span_.end, [&](std::size_t begin, std::size_t n) {
-    look_.read_base(begin, n);
+    look_.start(begin, n);
+    isa::Terms terms{};
     for (std::size_t i = 0; i < places.size(); ++i) {
       // A mask's second threshold finds its source's tile read.
       const bool is_read = i > 0 && places[i - 1].source == places[i].source;
-      const float* const terms = is_read ? look_.term(places[i].source) : look_.read_term(places[i].source, begin, n);
-      own_[i] += isa::loops().count_equal_keys(terms, n, static_cast<std::int32_t>(places[i].threshold.key));
+      if (!is_read) terms = look_.terms(places[i].source, begin, n);
+      own_[i] += count_equal(terms, static_cast<std::int32_t>(places[i].threshold.key));
     }
   });
   ties_.exchange(chunk, own_.data(), before_.data());
@@ -147,7 +172,7 @@ void Masking::apply(std::size_t k, std::size_t begin, std::size_t count, bool in
   isa::MaskedTile tile{};
   tile.top = limit_of(mask.top, cuts_[k].top, offset, count);
   tile.but = limit_of(mask.but, cuts_[k].but, offset, count);
-  tile.has_limits = mask.top.key > 0 || mask.top.equal < sources_[k].size || mask.but.key <= key_limit;
+  tile.has_limits = has_limits(mask, sources_[k].size);
   if (mask.draws) draw(mask, k, begin, count, tile);
   tile.inverse = inverse && mask.draws;
   if (tile.has_limits || tile.kind != isa::RandomKind::none || tile.inverse) isa::loops().mask_terms(tile, terms, count);

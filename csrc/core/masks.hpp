@@ -72,6 +72,12 @@ class Masking {
   /// Looks at a whole chunk, once, before its tiles are masked.
   void begin(std::size_t chunk, const Span& span);
 
+  /// Whether the masks of all sources are nothing but keys for these elements, those above which are kept; fills K of them.
+  bool plain_keys(std::size_t begin, std::size_t count, std::int32_t* keys) const;
+
+  /// Whether the masks of all sources are nothing but what was drawn before; fills K of `Mask::drawn`.
+  bool plain_bits(const std::uint64_t** bits) const;
+
   /// Makes zero of what the mask of source k drops; `terms` are those from element `begin` on.
   void apply(std::size_t k, std::size_t begin, std::size_t count, bool inverse, float* terms);
 

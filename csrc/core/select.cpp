@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <mutex>
 
 #include "core/chunks.hpp"
@@ -60,9 +59,9 @@ class OwnCounts {
       total.above += above_[k];
       for (std::size_t bin = 0; bin < bins_[k].size(); ++bin) total.bins[bin] += bins_[k][bin];
       total.is_complete = total.is_complete && listed_[k].size() <= totals_.longest;
-      total.listed.insert(total.listed.end(), listed_[k].begin(), listed_[k].end());
+      total.listed.push_back(std::move(listed_[k]));
       std::fill(bins_[k].begin(), bins_[k].end(), 0);
-      listed_[k].clear();
+      listed_[k] = {};
       above_[k] = 0;
     }
   }
@@ -75,11 +74,12 @@ class OwnCounts {
 
 void count_chunk(const Span& span, const std::vector<KeyRange>& ranges, Tile& tile, std::uint32_t* keys,
                  OwnCounts& counts) {
+  const auto sort_out = isa::loops().sort_out_keys[static_cast<int>(tile.terms_type())];
   over_tiles(span, tile.capacity(), span.end, [&](std::size_t begin, std::size_t n) {
-    tile.read_base(begin, n);
+    tile.start(begin, n);
     for (std::size_t k = 0; k < ranges.size(); ++k) {
       const auto low = static_cast<std::int32_t>(ranges[k].low), high = static_cast<std::int32_t>(ranges[k].high);
-      counts.add(k, isa::loops().sort_out_keys(tile.read_term(k, begin, n), n, low, high, keys), keys);
+      counts.add(k, sort_out(tile.terms(k, begin, n), low, high, keys), keys);
     }
   });
 }
@@ -102,6 +102,33 @@ std::vector<KeyHistogram> count_all(const Sources& sources, const Source* base, 
   return std::move(totals.histograms);
 }
 
+// ── ranks ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A key, and how many of those equal to it come before.
+struct RankedKey {
+  std::uint32_t key;
+  std::uint64_t rank;
+};
+
+/// The key of the rank-th largest in [low, high], from 0, or none below low: by counting in ever finer bins, which takes two
+/// or three looks, where comparing takes twenty.
+RankedKey key_of_rank(const std::vector<KeyList>& lists, std::uint64_t rank, std::uint32_t low, std::uint32_t high) {
+  constexpr std::uint32_t most_bins = 1u << 11;
+  for (;;) {
+    unsigned shift = 0;
+    while ((high - low) >> shift >= most_bins) ++shift;
+    // By turns, because equal keys often follow one another; keys outside end beyond the bins in use.
+    std::uint64_t counts[2][most_bins + 1] = {};
+    for (const KeyList& keys : lists)
+      for (std::size_t i = 0; i < keys.size(); ++i) ++counts[i % 2][std::min((keys[i] - low) >> shift, most_bins)];
+    std::uint32_t bin = (high - low) >> shift;
+    for (; rank >= counts[0][bin] + counts[1][bin]; --bin) rank -= counts[0][bin] + counts[1][bin];
+    low += bin << shift;
+    high = std::min(high, low + ((1u << shift) - 1));
+    if (shift == 0) return {low, rank};
+  }
+}
+
 // ── a sample ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// The sample: runs of neighbours (a cache line of 32-bit numbers), one at a random place of each of many equal parts. The
@@ -111,8 +138,6 @@ constexpr std::size_t run_elements = 16, most_runs = 8192, elements_per_run = 20
 /// Below this, two passes over what is in the cache cost less than a sample.
 constexpr std::size_t sampled_size = std::size_t{1} << 19;
 
-using Sample = std::vector<std::uint32_t>;
-
 /// Source: Steele 2014, Fast splittable pseudorandom number generators, figure 17 (the finalizer).
 std::uint64_t scrambled(std::uint64_t x) {
   x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
@@ -121,50 +146,38 @@ std::uint64_t scrambled(std::uint64_t x) {
 }
 
 /// Keys of every source.
-std::vector<Sample> sample_keys(const Sources& sources, const Source* base) {
+std::vector<KeyList> sample_keys(const Sources& sources, const Source* base) {
   const std::size_t runs = std::min(most_runs, sources[0].size / elements_per_run);
   const std::size_t part = sources[0].size / runs;
   constexpr std::size_t together = 128;
-  std::vector<Sample> sample(sources.size(), Sample(runs * run_elements + run_elements));
+  std::vector<KeyList> sample(sources.size(), KeyList(runs * run_elements + run_elements));
   parallel_for((runs + together - 1) / together, [&](std::size_t group) {
     Tile tile(sources, base);
+    const auto sort_out = isa::loops().sort_out_keys[static_cast<int>(tile.terms_type())];
     std::uint32_t keys[2 * run_elements];  // sort_out_keys may write beyond what it returns
     for (std::size_t run = group * together; run < std::min(runs, (group + 1) * together); ++run) {
       const std::size_t begin = run * part + scrambled(run) % (part - run_elements + 1);
-      tile.read_base(begin, run_elements);
+      tile.start(begin, run_elements);
       for (std::size_t k = 0; k < sources.size(); ++k) {
-        isa::loops().sort_out_keys(tile.read_term(k, begin, run_elements), run_elements, 0,
-                                   static_cast<std::int32_t>(key_limit), keys);
+        sort_out(tile.terms(k, begin, run_elements), 0, static_cast<std::int32_t>(key_limit), keys);
         std::copy_n(keys, run_elements, sample[k].begin() + static_cast<std::ptrdiff_t>(run * run_elements));
       }
     }
   });
-  for (Sample& keys : sample) keys.resize(runs * run_elements);
+  for (KeyList& keys : sample) keys.resize(runs * run_elements);
   return sample;
-}
-
-/// The key of the rank-th largest, from 0: first its upper half by counting, then the lower among those that share it.
-std::uint32_t key_of_rank(const Sample& sample, const std::vector<std::uint32_t>& upper_counts, std::size_t rank) {
-  std::size_t upper = upper_counts.size() - 1;
-  for (; rank >= upper_counts[upper]; --upper) rank -= upper_counts[upper];
-  Sample alike;
-  for (const std::uint32_t key : sample)
-    if (key >> 16 == upper) alike.push_back(key);
-  const auto place = alike.begin() + static_cast<std::ptrdiff_t>(rank);
-  std::nth_element(alike.begin(), place, alike.end(), std::greater<>());
-  return *place;
 }
 
 /// Where the wanted rank is, but for one case in ten thousand: four standard deviations of a sample's rank to either side.
 /// Neighbours are more alike than strangers; a range that misses costs one more pass and nothing else.
-KeyRange bracket(const Sample& sample, double fraction) {
-  std::vector<std::uint32_t> upper_counts(std::size_t{1} << 15);
-  for (const std::uint32_t key : sample) ++upper_counts[key >> 16];
+KeyRange bracket(const KeyList& sample, double fraction) {
   const double count = static_cast<double>(sample.size()), expected = fraction * count;
+  const std::vector<KeyList> lists{sample};
+  const auto key_at = [&](double rank) { return key_of_rank(lists, static_cast<std::uint64_t>(rank), 0, key_limit).key; };
   const double margin = 4.0 * std::sqrt(expected * (1.0 - fraction)) + 16.0;
   KeyRange range;
-  if (expected - margin >= 0.0) range.high = key_of_rank(sample, upper_counts, static_cast<std::size_t>(expected - margin));
-  if (expected + margin < count) range.low = key_of_rank(sample, upper_counts, static_cast<std::size_t>(expected + margin));
+  if (expected - margin >= 0.0) range.high = key_at(expected - margin);
+  if (expected + margin < count) range.low = key_at(expected + margin);
   return range;
 }
 
@@ -193,14 +206,14 @@ struct Search {
 void Search::learn_list(KeyHistogram& seen) {
   const std::uint64_t rank = wanted - seen.above - 1;
   if (!seen.is_complete) return look_at(floor, ceiling);
-  if (rank >= seen.listed.size()) {  // it is below
+  std::uint64_t listed = 0;
+  for (const KeyList& keys : seen.listed) listed += keys.size();
+  if (rank >= listed) {  // it is below
     ceiling = range.low - 1;
     return look_at(floor, ceiling);
   }
-  const auto place = seen.listed.begin() + static_cast<std::ptrdiff_t>(rank);
-  std::nth_element(seen.listed.begin(), place, seen.listed.end(), std::greater<>());
-  const auto greater = std::count_if(seen.listed.begin(), place, [&](std::uint32_t key) { return key > *place; });
-  found = {*place, rank + 1 - static_cast<std::uint64_t>(greater)};
+  const RankedKey ranked = key_of_rank(seen.listed, rank, range.low, range.high);
+  found = {ranked.key, ranked.rank + 1};
   is_done = true;
 }
 
@@ -225,7 +238,7 @@ void Search::learn(KeyHistogram& seen) {
 }
 
 void search_sample(const Sources& sources, const Source* base, std::vector<Search>& searches) {
-  const std::vector<Sample> sample = sample_keys(sources, base);
+  const std::vector<KeyList> sample = sample_keys(sources, base);
   const auto size = static_cast<double>(sources[0].size);
   parallel_for(searches.size(), [&](std::size_t k) {
     const KeyRange range = bracket(sample[k], static_cast<double>(searches[k].wanted) / size);

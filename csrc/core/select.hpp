@@ -28,11 +28,13 @@ struct KeyRange {
   std::size_t bins() const { return std::size_t{(high - low) >> shift} + 1; }
 };
 
+using KeyList = std::vector<std::uint32_t>;
+
 /// How many keys were above a range, and in each of its bins; or those inside, in no order.
 struct KeyHistogram {
   std::uint64_t above = 0;
   std::vector<std::uint64_t> bins{};
-  std::vector<std::uint32_t> listed{};
+  std::vector<KeyList> listed{};  // one list from each strand
   bool is_complete = true;  // false if more were inside than a list may take
 };
 

@@ -4,7 +4,6 @@
 
 #include "core/chunks.hpp"
 #include "core/error.hpp"
-#include "isa/loops.hpp"
 
 namespace minerua {
 namespace {
@@ -50,6 +49,17 @@ void expect_sound(const char* operation, const Source& source) {
 }
 
 }  // namespace
+
+bool are_stored(const Sources& sources, const Source* base) {
+  const auto is_so = [&](const Source& source) {
+    return source.is_plain() && source.stored.dtype == sources[0].stored.dtype;
+  };
+  return std::all_of(sources.begin(), sources.end(), is_so) && (base == nullptr || is_so(*base));
+}
+
+isa::Terms terms_of(const Source& source, const Source* base, std::size_t begin, std::size_t count) {
+  return {source.stored.at(begin), base == nullptr ? nullptr : base->stored.at(begin), count};
+}
 
 std::size_t read_tile(const Source& source, std::size_t begin, std::size_t count, const float* base, float* terms) {
   const isa::Loops& loops = isa::loops();

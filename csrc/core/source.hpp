@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/tensor_view.hpp"
+#include "isa/loops.hpp"
 
 namespace minerua {
 
@@ -32,6 +33,12 @@ struct Source {
 };
 
 using Sources = std::vector<Source>;
+
+/// Whether all sources and the base, if there is one, lie there in one element type, to be read as they are.
+bool are_stored(const Sources& sources, const Source* base);
+
+/// What loops make the terms of a source from: elements `begin` on of what `are_stored` said is there.
+isa::Terms terms_of(const Source& source, const Source* base, std::size_t begin, std::size_t count);
 
 /// Fills terms[i] with element begin + i, minus base[i] where `base` is not null, and with zeros up to the next multiple
 /// of 16. Returns how many of the elements, before the subtraction, are not finite.

@@ -8,6 +8,7 @@
 
 #include "isa/conversions.hpp"
 #include "isa/loops.hpp"
+#include "isa/terms.hpp"
 #include "isa/vectors.hpp"
 
 namespace minerua::isa {
@@ -18,11 +19,7 @@ typedef std::int32_t Keys __attribute__((vector_size(native_bytes)));
 
 constexpr std::int32_t magnitude_bits = 0x7fffffff;
 
-inline Keys keys_of(const float* terms) {
-  Keys keys;
-  __builtin_memcpy(&keys, terms, sizeof keys);
-  return keys & magnitude_bits;
-}
+inline Keys keys_of(const Floats::Native& terms) { return (Keys)terms & magnitude_bits; }
 
 inline std::int32_t key_of(float term) { return static_cast<std::int32_t>(bits_of_float(term) & 0x7fffffffu); }
 
@@ -52,30 +49,40 @@ inline std::uint32_t* append_chosen(const Keys& keys, const Keys& chosen, std::u
 #endif
 }
 
-KeyCounts sort_out_keys(const float* terms, std::size_t count, std::int32_t low, std::int32_t high, std::uint32_t* inside) {
-  constexpr std::size_t width = Floats::width;
+template <DType dtype>
+KeyCounts sort_out_keys(const Terms& given, std::int32_t low, std::int32_t high, std::uint32_t* inside) {
+  const TermReader<dtype> terms(given);
   Keys above = {};
   std::uint32_t* end = inside;
   std::size_t i = 0, more = 0;
-  for (; i + width <= count; i += width) {
-    const Keys keys = keys_of(terms + i);
-    above -= keys > high;
-    end = append_chosen(keys, (keys >= low) & (keys <= high), end);
+  for (; i + lanes <= terms.count; i += lanes) {
+    const Floats group = terms.group(i);
+#pragma GCC unroll 4
+    for (std::size_t part = 0; part < Floats::parts; ++part) {
+      const Keys keys = keys_of(group.part[part]);
+      above -= keys > high;
+      end = append_chosen(keys, (keys >= low) & (keys <= high), end);
+    }
   }
-  for (; i < count; ++i) {
-    const std::int32_t key = key_of(terms[i]);
+  for (; i < terms.count; ++i) {
+    const std::int32_t key = key_of(terms.one(i));
     more += key > high;
     if (key >= low && key <= high) *end++ = static_cast<std::uint32_t>(key);
   }
   return {sum_of_lanes(above) + more, static_cast<std::size_t>(end - inside)};
 }
 
-std::size_t count_equal_keys(const float* terms, std::size_t count, std::int32_t key) {
-  constexpr std::size_t width = Floats::width;
+template <DType dtype>
+std::size_t count_equal_keys(const Terms& given, std::int32_t key) {
+  const TermReader<dtype> terms(given);
   Keys equal = {};
   std::size_t i = 0, more = 0;
-  for (; i + width <= count; i += width) equal -= keys_of(terms + i) == key;
-  for (; i < count; ++i) more += key_of(terms[i]) == key;
+  for (; i + lanes <= terms.count; i += lanes) {
+    const Floats group = terms.group(i);
+#pragma GCC unroll 4
+    for (std::size_t part = 0; part < Floats::parts; ++part) equal -= keys_of(group.part[part]) == key;
+  }
+  for (; i < terms.count; ++i) more += key_of(terms.one(i)) == key;
   return sum_of_lanes(equal) + more;
 }
 

@@ -33,6 +33,13 @@ struct StoredSums {
   std::size_t count;
 };
 
+/// Terms that loops make where they need them: stored less base, both of one element type; base may be null.
+struct Terms {
+  const void* stored;
+  const void* base;
+  std::size_t count;
+};
+
 /// How many keys were above a range, and how many within it.
 struct KeyCounts {
   std::size_t above, inside;
@@ -71,14 +78,39 @@ struct MaskedTile {
   float probability;
 };
 
-/// What `write_masked` sums: kept parts with their factors; votes and shares may be null.
+/// How kept parts become a sum, as `merge_masked` in core/masked.hpp defines it; votes and shares may be null.
+struct MergeRule {
+  const float *factors, *votes, *shares;
+  float scale;
+  std::size_t count_of_terms;
+};
+
+/// What `write_masked` sums: kept parts, the others zero.
 struct MaskedSums {
   const float* base;
   const float* terms;
-  std::size_t stride, count_of_terms;
-  const float *factors, *votes, *shares;
-  float scale;
+  std::size_t stride;
+  MergeRule rule;
   std::size_t count;
+};
+
+/// What `write_kept` sums: of at most `most_kept` sources, stored beside their base (or null) in one element type, the terms
+/// with keys above `keys`, or, without keys, those whose bit is set (see `MaskedTile::bits`).
+struct KeptSums {
+  const void* base;
+  const void* const* sources;
+  const std::int32_t* keys;
+  const std::uint64_t* const* bits;
+  std::size_t first_bit;
+  MergeRule rule;
+  std::size_t count;
+};
+
+inline constexpr std::size_t most_kept = 8;
+
+/// Σ |terms|, and of those whose bit is set.
+struct MagnitudeSums {
+  double all, kept;
 };
 
 /// Loops of one instruction set. All pointers are borrowed; nothing here allocates, throws or keeps state.
@@ -112,6 +144,9 @@ struct Loops {
   void (*add_inner_products)(const float* terms, std::size_t stride, std::size_t terms_count, std::size_t count,
                              double* sums);
 
+  /// The same for two or three sources less their base, stored in one type; indexed by DType.
+  void (*add_stored_products[dtype_count])(const StoredSums& given, double* sums);
+
   /// Copies like memcpy, without filling the caches where the machine can. Needs a fence before another thread looks.
   void (*copy_past_caches)(void* to, const void* from, std::size_t bytes);
 
@@ -120,12 +155,11 @@ struct Loops {
   void (*write_children[dtype_count])(const Sums& given, void* out, std::size_t out_stride);
 
   /// Counts the keys (31 bits of a magnitude) above `high`, and stores those in [low, high], in order, in `inside`, which
-  /// has room for `count` and 16 more.
-  KeyCounts (*sort_out_keys)(const float* terms, std::size_t count, std::int32_t low, std::int32_t high,
-                             std::uint32_t* inside);
+  /// has room for all and 16 more; indexed by DType.
+  KeyCounts (*sort_out_keys[dtype_count])(const Terms& terms, std::int32_t low, std::int32_t high, std::uint32_t* inside);
 
-  /// How many keys are exactly this one.
-  std::size_t (*count_equal_keys)(const float* terms, std::size_t count, std::int32_t key);
+  /// How many keys are exactly this one; indexed by DType.
+  std::size_t (*count_equal_keys[dtype_count])(const Terms& terms, std::int32_t key);
 
   /// Random words of the elements of blocks of 64: element 64 b + 16 w + i takes word w of the counter 16 b + i.
   void (*random_words)(const RandomStream& stream, std::uint64_t first_block, std::size_t blocks, std::uint32_t* words);
@@ -137,12 +171,16 @@ struct Loops {
   /// Makes zero of what is not kept. Works on whole groups of 16: inputs must be readable and terms writable up to there.
   void (*mask_terms)(const MaskedTile& given, float* terms, std::size_t count);
 
-  /// Σ |terms[i]| in double precision; terms are zero up to the next multiple of 16.
-  double (*sum_magnitudes)(const float* terms, std::size_t count);
+  /// Sums in double precision, of all terms and, with bits (not null), of those whose bit is set; indexed by DType.
+  MagnitudeSums (*sum_magnitudes[dtype_count])(const Terms& terms, const std::uint64_t* bits, std::size_t first_bit);
 
   /// base + scale · Σ_k factors[k] · terms[k] ÷ divisor, as `merge_masked` in core/masked.hpp defines it, rounded once.
   /// Works on whole groups of 16 and writes `count` elements; indexed by DType.
   void (*write_masked[dtype_count])(const MaskedSums& given, void* out);
+
+  /// The same in one go, where all is stored in one type; indexed by DType. Returns false where a number read or written may
+  /// not be finite: then somebody has to count.
+  bool (*write_kept[dtype_count])(const KeptSums& given, void* out);
 
   /// C (rows × columns) = A B with A given by two strides: A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_depth + j],
   /// C(i, j) = c[i * c_row + j]. Sums run in the order of k. `rows` and `columns` are multiples of 8.

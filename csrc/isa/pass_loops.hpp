@@ -8,6 +8,7 @@
 
 #include "core/dtype.hpp"
 #include "isa/conversions.hpp"
+#include "isa/terms.hpp"
 #include "isa/vectors.hpp"
 
 namespace minerua::isa {
@@ -159,6 +160,16 @@ inline void add_products_of(const float* terms, std::size_t stride, std::size_t 
   for (std::size_t j = 0; j < width; ++j) sums[l + j] += sum_of(totals[j]);
 }
 
+/// total + x · y with x and y widened from floats: their product is exact, so that adding it at once rounds no differently.
+inline Doubles sum_of_product(const Doubles& total, const Doubles& x, const Doubles& y) {
+#if defined(__AVX512F__)
+  const auto sum = _mm512_fmadd_pd((__m512d)x.part[0], (__m512d)y.part[0], (__m512d)total.part[0]);
+  return {{(Doubles::Native)sum}};
+#else
+  return total + x * y;
+#endif
+}
+
 /// All products of a few rows with one another: every row is widened once. The sums are those of `add_products_of`.
 template <std::size_t rows>
 inline void add_all_products(const float* terms, std::size_t stride, std::size_t count, double* sums) {
@@ -171,7 +182,7 @@ inline void add_all_products(const float* terms, std::size_t stride, std::size_t
 #pragma GCC unroll 4
     for (std::size_t k = 0; k < rows; ++k)
 #pragma GCC unroll 4
-      for (std::size_t l = k; l < rows; ++l) totals[pair++] += wide[k] * wide[l];
+      for (std::size_t l = k; l < rows; ++l, ++pair) totals[pair] = sum_of_product(totals[pair], wide[k], wide[l]);
   }
   std::size_t pair = 0;
   for (std::size_t k = 0; k < rows; ++k)
@@ -188,6 +199,37 @@ void add_inner_products(const float* terms, std::size_t stride, std::size_t term
     for (; l + 4 <= terms_count; l += 4) add_products_of<4>(terms, stride, k, l, count, row);
     for (; l < terms_count; ++l) add_products_of<1>(terms, stride, k, l, count, row);
   }
+}
+
+template <DType dtype, std::size_t rows>
+inline void add_all_stored_products(const isa::StoredSums& given, double* sums) {
+  Doubles totals[rows * (rows + 1) / 2] = {};
+  for (std::size_t i = 0; i < given.count; i += lanes) {
+    Doubles wide[2][rows];
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < rows; ++k) {
+      const TermReader<dtype> terms(given.sources[k], given.base, given.count);
+      widen(i + lanes <= given.count ? terms.group(i) : terms.last_group(i), wide[0][k], wide[1][k]);
+    }
+#pragma GCC unroll 2
+    for (std::size_t half = 0; half < 2; ++half) {
+      std::size_t pair = 0;
+#pragma GCC unroll 4
+      for (std::size_t k = 0; k < rows; ++k)
+#pragma GCC unroll 4
+        for (std::size_t l = k; l < rows; ++l, ++pair)
+          totals[pair] = sum_of_product(totals[pair], wide[half][k], wide[half][l]);
+    }
+  }
+  std::size_t pair = 0;
+  for (std::size_t k = 0; k < rows; ++k)
+    for (std::size_t l = k; l < rows; ++l) sums[k * rows + l] += sum_of(totals[pair++]);
+}
+
+template <DType dtype>
+void add_stored_products(const StoredSums& given, double* sums) {
+  if (given.count_of_sources == 2) return add_all_stored_products<dtype, 2>(given, sums);
+  add_all_stored_products<dtype, 3>(given, sums);
 }
 
 void copy_past_caches(void* to, const void* from, std::size_t bytes) {

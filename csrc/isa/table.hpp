@@ -11,6 +11,7 @@
 #include "isa/pass_loops.hpp"
 #include "isa/philox.hpp"
 #include "isa/symmetric_eigen.hpp"
+#include "isa/terms.hpp"
 
 /// One entry per element type.
 #define MINERUA_OF_DTYPES(loop) {loop<DType::float32>, loop<DType::float16>, loop<DType::bfloat16>}
@@ -29,15 +30,17 @@ const Loops MINERUA_ISA_NAME = {
     MINERUA_OF_DTYPES(count_not_finite),
     add_products,
     add_inner_products,
+    MINERUA_OF_DTYPES(add_stored_products),
     copy_past_caches,
     MINERUA_OF_DTYPES(write_children),
-    sort_out_keys,
-    count_equal_keys,
+    MINERUA_OF_DTYPES(sort_out_keys),
+    MINERUA_OF_DTYPES(count_equal_keys),
     random_words,
     draw_bits,
     mask_terms,
-    sum_magnitudes,
+    MINERUA_OF_DTYPES(sum_magnitudes),
     MINERUA_OF_DTYPES(write_masked),
+    MINERUA_OF_DTYPES(write_kept),
     multiply,
     eigen,
 };
