@@ -4,11 +4,14 @@ Exit codes: 0 done; 2 a user's mistake, with one message on stderr and no traceb
 A command raises a `MineruaError` for a user's mistake and returns for success; `main` does the rest.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: typer reads every command's annotations at every start, and texts, which it
+# evaluates twice, take it three times as long.
 
 import contextlib
 import functools
+import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -38,11 +41,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program i
 
 def main() -> None:
     """Runs the command line and leaves with its exit code; the entry point of `minerua`."""
+    _start_swiftly()
     try:
         app()
     except MineruaError as error:
         typer.echo(f"minerua: {error}", err=True)
         sys.exit(2)
+    finally:
+        gc.freeze()  # the system takes everything back at once; a last search for garbage would only delay it
+
+
+def _start_swiftly() -> None:
+    """Sets what only a process of minerua's own may set, before anything large is imported."""
+    # A start makes 180000 objects and hardly any garbage: a collector that looks every 700 takes a tenth of it or more.
+    # At 10000, what a long run leaves lying for it is still little.
+    gc.set_threshold(10_000)
+    # OpenBLAS starts its threads when numpy is imported, and each spins for 2^26 ticks before it sleeps: a processor's
+    # time that the core's threads want. 2^4 is the least that it takes; no result depends on it.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,7 +147,7 @@ def report(
     _print_summary(summarise(events), folder, as_json=as_json)
 
 
-def _print_summary(summary: Summary, folder: Path, *, as_json: bool) -> None:
+def _print_summary(summary: "Summary", folder: Path, *, as_json: bool) -> None:
     from minerua.report import table_json, table_text
 
     if as_json:
@@ -157,7 +173,7 @@ def _byte_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
+def _progress_bar() -> "Iterator[Progress | None]":
     """Yields what moves a progress bar on stderr; `None` where nobody watches."""
     if not sys.stderr.isatty():
         yield None
@@ -222,7 +238,7 @@ def merge(
     typer.echo("nothing was written" if dry_run else f"The merged model: {out}")
 
 
-def _open_activations(model: str, tasks: Sequence[str], *, registry: Registry) -> Activations:
+def _open_activations(model: str, tasks: Sequence[str], *, registry: "Registry") -> "Activations":
     from minerua.run.activations import open_activations  # with it comes all that evolves, which few merges need
 
     return open_activations(model, tasks, registry=registry)
@@ -315,7 +331,7 @@ def doctor(*, as_json: AsJson = False) -> None:
             typer.echo(f"{'':<12} → {finding['remedy']}")
 
 
-def _finding(plugin: Plugin) -> dict[str, str]:
+def _finding(plugin: "Plugin") -> dict[str, str]:
     return {
         "what": str(plugin),
         "status": plugin.status,
@@ -324,25 +340,25 @@ def _finding(plugin: Plugin) -> dict[str, str]:
     }
 
 
-def _row(plugin: Plugin) -> tuple[str, ...]:
+def _row(plugin: "Plugin") -> tuple[str, ...]:
     load = f"{plugin.load_seconds * 1000:.1f} ms"
     return plugin.name, plugin.distribution, plugin.version, plugin.status, load, _provided(plugin)
 
 
-def _provided(plugin: Plugin) -> str:
+def _provided(plugin: "Plugin") -> str:
     """Returns, for example, `losses: huber, l1; merge methods: ties`."""
     kinds = ((hook.removeprefix("minerua_").replace("_", " "), names) for hook, names in plugin.provides.items())
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds) or "nothing"
 
 
-def _as_json(plugin: Plugin) -> dict[str, Any]:
+def _as_json(plugin: "Plugin") -> dict[str, Any]:
     return {**vars(plugin), "provides": dict(plugin.provides)}
 
 
 # ── shared by the commands ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_registry() -> Registry:
+def load_registry() -> "Registry":
     """Loads all plugins; what they print while they are imported goes to stderr, so that `--json` stays JSON."""
     from minerua.registry import Registry
 

@@ -19,7 +19,6 @@ expects. A message says what was asked, what was found, where, and what to do ne
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 
@@ -96,6 +95,8 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> str:
         >>> unknown("loss", "focla", ["focal", "huber"])
         "no loss is named 'focla'; did you mean 'focal'? Known: focal, huber"
     """
+    import difflib  # few runs name what nobody provides
+
     nearest = difflib.get_close_matches(name, known, n=2)
     hint = f"; did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else "."
     return f"no {kind} is named {name!r}{hint} Known: {', '.join(sorted(known)) or 'none'}"

@@ -5,7 +5,6 @@ Nothing here imports torch or numpy, so that `import minerua` and the plugin com
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,6 +57,8 @@ class Genome:
 
         Of the safe digests SHA-256 is the fastest where processors compute it, three times BLAKE2b here.
         """
+        import hashlib  # with it comes OpenSSL, which `plugins list` does not need
+
         digest = hashlib.sha256(self.subspace.encode())
         digest.update(self.values.data)
         return digest.hexdigest()[:32]

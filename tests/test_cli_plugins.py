@@ -118,10 +118,29 @@ def test_a_user_mistake_is_one_message_and_exit_code_2(
         raise MineruaError("two things are wrong", ["the first", "the second"])
 
     monkeypatch.setattr(cli, "app", raise_mistake)
+    monkeypatch.setattr(cli, "_start_swiftly", lambda: None)  # it is for a process of its own
+    monkeypatch.setattr(cli.gc, "freeze", lambda: None)
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err == "minerua: two things are wrong\n  - the first\n  - the second\n"
+
+
+SETTINGS = "import gc, os; settings = lambda: (gc.get_threshold(), gc.get_freeze_count(), dict(os.environ))\n"
+
+
+def test_what_the_command_line_sets_for_its_process_no_import_sets(run_python: Any) -> None:
+    script = f"{SETTINGS}before = settings()\nimport minerua.cli\nprint(settings() == before)"
+    assert run_python("-c", script).stdout == "True\n"
+
+
+@pytest.mark.parametrize(("environment", "found"), [({}, "4"), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, "20")])
+def test_threads_of_openblas_sleep_soon_unless_the_user_says_otherwise(
+    run_python: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], found: str
+) -> None:
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    script = "import os\nfrom minerua import cli\ncli.app = lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])\n"
+    assert run_python("-c", f"{script}cli.main()", **environment).stdout == f"{found}\n"
 
 
 def test_a_defect_of_minerua_keeps_its_traceback(run_python: Any) -> None:

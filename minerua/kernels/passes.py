@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from minerua.kernels import compiled, compiled_passes, cuda_passes, reference_passes
+from minerua.kernels import compiled, compiled_passes, reference_passes
 from minerua.kernels.arrays import described
 from minerua.kernels.pass_checks import Faults
 from minerua.kernels.sources import ALL_KEPT, NONE_KEPT, Mask, Source, Target, Threshold
@@ -50,6 +50,8 @@ def _or_on_device(door: _Door) -> _Door:
     def chosen(sources: Any, *arguments: Any, **named: Any) -> Any:
         first = sources if isinstance(sources, Source) else next(iter(sources), None)
         if isinstance(first, Source) and described(first.array).is_cuda:
+            from minerua.kernels import cuda_passes
+
             return getattr(cuda_passes, door.__name__)(sources, *arguments, **named)
         return door(sources, *arguments, **named)
 

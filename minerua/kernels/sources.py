@@ -6,6 +6,7 @@ A source is one model's tensor as it lies on disk or in memory, with whatever tu
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -97,7 +98,7 @@ class Source:
     @property
     def size(self) -> int:
         """How many elements the tensor has."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)

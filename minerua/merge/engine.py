@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -21,7 +20,7 @@ from minerua.merge.models import Model
 from minerua.merge.planning.plan import Job
 from minerua.merge.recipes.recipe import ModelRef
 from minerua.values import MergeInputs, MergeMethodSpec, MergeTensors, MergeTile
-from minerua.weights.header import capped
+from minerua.weights.header import capped, nbytes
 
 TILE_ELEMENTS = 1 << 18
 """Elements that a method with `uses="tiles"` is given at once: a few arrays of them stay in the cache."""
@@ -89,8 +88,8 @@ def carry_out(work: Work, target: Callable[[Job], passes.Target], *, progress: P
         if job.kind == "copy":
             faults += _copy(work, job, goal)
         else:
-            tensors = replace(_tensors(work, job), prepared=prepared)
-            faults += _number_faults(job, merge_one(work.method, tensors, goal, whole=whole))
+            counts = merge_one(work.method, _tensors(work, job, prepared), goal, whole=whole)
+            faults += _number_faults(job, counts)
         done += job.nbytes
         if progress is not None:
             progress(done, total)
@@ -225,7 +224,7 @@ def number_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
 
 
-def _tensors(work: Work, job: Job) -> MergeTensors:
+def _tensors(work: Work, job: Job, prepared: Any = None) -> MergeTensors:
     return MergeTensors(
         name=job.name,
         shape=job.shape,
@@ -235,6 +234,7 @@ def _tensors(work: Work, job: Job) -> MergeTensors:
         parameters=job.parameters,
         semantics=work.semantics,
         seed=work.seed,
+        prepared=prepared,
     )
 
 
@@ -263,6 +263,8 @@ class _AllTensors(Sequence[MergeTensors]):
 
 def _merge_tiles(method: MergeMethodSpec, tensors: MergeTensors, target: passes.Target) -> np.ndarray:
     """Merges a tensor a piece at a time, pieces side by side; numpy lets go of the interpreter's lock."""
+    from concurrent.futures import ThreadPoolExecutor
+
     size = math.prod(tensors.shape)
     counts = np.zeros(len(tensors.experts) + 2, np.int64)
 
@@ -398,7 +400,7 @@ def _copy(work: Work, job: Job, target: passes.Target) -> list[str]:
 
 def _number_faults(job: Job, counts: np.ndarray | None) -> list[str]:
     """Says which numbers of a tensor were not finite, and which became so by rounding."""
-    if counts is None or not np.any(counts):
+    if counts is None or not any(counts.tolist()):
         return []
     holders = [*job.experts, *([job.base] if job.base else [])]
     if len(counts) != len(job.experts) + 2:  # of a pass over others than the experts and the base
@@ -419,25 +421,21 @@ def _number_faults(job: Job, counts: np.ndarray | None) -> list[str]:
 def _read_ahead(work: Work) -> Iterator[Job]:
     """Yields the jobs in order, while the system already fetches what the next ones need."""
     waiting, ahead = list(work.jobs), 0
-    asked = 0
+    asked: list[int] = []  # the bytes of every job that was asked for
     for number, job in enumerate(waiting):
-        while asked < len(waiting) and (asked <= number or ahead < READ_AHEAD_BYTES):
-            ahead += _ask_for(work, waiting[asked])
-            asked += 1
+        while len(asked) < len(waiting) and (len(asked) <= number or ahead < READ_AHEAD_BYTES):
+            asked.append(_ask_for(work, waiting[len(asked)]))
+            ahead += asked[-1]
         yield job
-        ahead -= _read_bytes(work, job)
+        ahead -= asked[number]
 
 
 def _ask_for(work: Work, job: Job) -> int:
-    for model, name in _inputs(job):
-        work.models[model].read_ahead(name)
-    return _read_bytes(work, job)
-
-
-def _read_bytes(work: Work, job: Job) -> int:
-    from minerua.weights.header import nbytes
-
-    return sum(nbytes(work.models[model].specs[name]) for model, name in _inputs(job))
+    """Asks for all that a job reads; returns how many bytes that is."""
+    inputs = [(work.models[model], name) for model, name in _inputs(job)]
+    for model, name in inputs:
+        model.read_ahead(name)
+    return sum(nbytes(model.specs[name]) for model, name in inputs)
 
 
 def _inputs(job: Job) -> list[tuple[ModelRef, str]]:

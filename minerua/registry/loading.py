@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import inspect
 import os
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -105,8 +104,7 @@ class Registry:
 # ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A plugin that is not yet imported; `origin` is told where an error has no place of its own."""
 
     plugin: Plugin
@@ -169,7 +167,7 @@ def _disabled_or_same(candidate: _Candidate) -> _Candidate:
     own = _normalized(candidate.plugin.distribution) == OWN_DISTRIBUTION
     if candidate.plugin.name in names or ("all" in names and not own):
         reason = f"the environment variable {DISABLED_VARIABLE} is {value!r}"
-        return replace(candidate, plugin=replace(candidate.plugin, status="disabled", reason=reason))
+        return candidate._replace(plugin=replace(candidate.plugin, status="disabled", reason=reason))
     return candidate
 
 
@@ -250,6 +248,8 @@ def _hook_faults(manager: pluggy.PluginManager, plugin: object) -> list[str]:
 
 
 def _nearest(name: str) -> str:
+    import difflib
+
     hooks = [kind.hook for kind in KINDS]
     nearest = difflib.get_close_matches(name, hooks, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else f"; the hooks are {', '.join(hooks)}"

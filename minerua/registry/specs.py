@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from minerua.values import (
     EvaluatorSpec,
@@ -19,8 +18,7 @@ from minerua.values import (
 )
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of thing that plugins provide.
 
     Args:

@@ -123,8 +123,9 @@ class Checkpoint:
         spec = self._spec(name)
         content, begin, _ = self._extents[name]
         dtype = DTYPES[CODES[spec.dtype]]
-        flat = np.frombuffer(content, dtype, count=nbytes(spec) // dtype.itemsize, offset=begin)
-        array = np.require(flat, requirements="A").reshape(tuple(int(extent) for extent in spec.shape))
+        array: np.ndarray = np.ndarray(tuple(map(int, spec.shape)), dtype, buffer=content, offset=begin)
+        if not array.flags.aligned:
+            array = array.copy()
         array.flags.writeable = False
         return array
 
@@ -151,9 +152,9 @@ class Checkpoint:
         """
         spec = self._spec(name)
         content, begin, _ = self._extents[name]
-        start = begin - begin % mmap.PAGESIZE
-        if nbytes(spec) and hasattr(content, "madvise"):
-            content.madvise(mmap.MADV_WILLNEED, start, begin + nbytes(spec) - start)
+        start, size = begin - begin % mmap.PAGESIZE, nbytes(spec)
+        if size and hasattr(content, "madvise"):
+            content.madvise(mmap.MADV_WILLNEED, start, begin + size - start)
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:

@@ -48,6 +48,11 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
 CODES: Mapping[str, str] = MappingProxyType({dtype.name: code for code, dtype in DTYPES.items()})
 """numpy's name of an element type → the format's dtype code."""
 
+_NAMES = {code: name for name, code in CODES.items()}  # numpy makes a dtype's name anew whenever it is asked
+
+ITEM_BYTES: Mapping[str, int] = MappingProxyType({name: DTYPES[code].itemsize for name, code in CODES.items()})
+"""numpy's name of an element type → bytes of one element."""
+
 MAX_HEADER_BYTES = 100_000_000
 """The longest header that is read: the limit of the safetensors library."""
 
@@ -169,7 +174,7 @@ def parse_object(text: bytes, *, what: str) -> tuple[dict[str, Any], list[str]]:
 
 def nbytes(spec: TensorSpec) -> int:
     """Returns how many bytes a tensor with integer extents takes on disk."""
-    return math.prod(int(extent) for extent in spec.shape) * DTYPES[CODES[spec.dtype]].itemsize
+    return math.prod(map(int, spec.shape)) * ITEM_BYTES[spec.dtype]
 
 
 def shown(value: object) -> str:
@@ -211,11 +216,11 @@ def _parse_entry(name: str, entry: object) -> tuple[list[str], Place | None]:
     """Returns the faults of one tensor's entry, or else its place."""
     if not isinstance(entry, dict):
         return [f"its entry is not an object: found {shown(entry)}"], None
-    code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     faults = [*_name_faults(name), *_dtype_faults(code), *_shape_faults(shape), *_offsets_faults(offsets)]
     if faults or not (isinstance(code, str) and isinstance(shape, list) and isinstance(offsets, list)):
         return faults, None
-    place = Place(TensorSpec(name, tuple(shape), DTYPES[code].name), *offsets)
+    place = Place(TensorSpec(name, tuple(shape), _NAMES[code]), *offsets)
     need, found = nbytes(place.spec), place.end - place.begin
     if need != found:
         return [f"shape {shape} of {code} takes {need} bytes, but data_offsets {offsets} span {found}"], None
@@ -237,18 +242,18 @@ def _dtype_faults(code: object) -> list[str]:
 
 
 def _shape_faults(shape: object) -> list[str]:
-    if not isinstance(shape, list) or not all(_is_extent(extent) for extent in shape):
+    if not isinstance(shape, list) or not all(map(_is_extent, shape)):
         return [f"shape {shown(shape)} is not a list of non-negative integers"]
     if len(shape) > MAX_DIMENSIONS:
         return [f"shape has {len(shape)} dimensions, numpy's limit is {MAX_DIMENSIONS}"]
     # numpy refuses a shape whose non-zero extents overflow, even where another extent is zero
-    if math.prod(extent or 1 for extent in shape) * 16 >= 2**63:
+    if math.prod(filter(None, shape)) * 16 >= 2**63:
         return [f"shape {shown(shape)} is larger than any memory"]
     return []
 
 
 def _offsets_faults(offsets: object) -> list[str]:
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_extent(offset) for offset in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_extent, offsets)):
         return [f"data_offsets {shown(offsets)} are not two non-negative integers"]
     if offsets[0] > offsets[1]:
         return [f"data_offsets {offsets} end before they begin"]
@@ -256,7 +261,7 @@ def _offsets_faults(offsets: object) -> list[str]:
 
 
 def _is_extent(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    return type(number) is int and number >= 0  # a bool is none, though Python counts it among them
 
 
 def _layout_faults(places: Iterable[Place], data_bytes: int) -> list[str]:

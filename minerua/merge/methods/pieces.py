@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
 
     from minerua.kernels.sources import Target, Threshold
@@ -25,8 +25,7 @@ PIECE_ELEMENTS = 1 << 18
 """Elements in a piece: with the few arrays that a method makes of them, a piece stays in a processor's cache."""
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """A range of a tensor's elements, of all models.
 
     Args:
@@ -97,6 +96,8 @@ def each_of(ranges: Iterable[tuple[int, int]], make: Callable[[int, int], Made])
         ranges: First and last element of each.
         make: Called with both, from several threads, without numpy's warnings.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
 
     from minerua.kernels import num_threads

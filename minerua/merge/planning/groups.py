@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from minerua.merge.planning.layers import (
     Position,
@@ -25,8 +25,7 @@ Models: TypeAlias = Mapping[ModelRef, Mapping[str, TensorSpec]]
 Layered: TypeAlias = Mapping[int, Sequence[Position]]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Models that are merged with one another.
 
     Args:
@@ -52,8 +51,7 @@ class Group:
         return tuple(member.model for member in self.members)
 
 
-@dataclass(frozen=True)
-class Merged:
+class Merged(NamedTuple):
     """A tensor of the merged model.
 
     Args:
@@ -167,8 +165,7 @@ def _homeless(models: Sequence[Mapping[str, TensorSpec]], modules: Sequence[Modu
 # ── who is an expert, and who the base ───────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class _Casting:
+class _Casting(NamedTuple):
     """Gives the models of a module their roles, as the method has it."""
 
     recipe: Recipe
@@ -249,8 +246,7 @@ class _Casting:
 # ── which tensors ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class _Arranging:
+class _Arranging(NamedTuple):
     """Fills a section with its tensors."""
 
     section: Section

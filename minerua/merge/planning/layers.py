@@ -8,6 +8,7 @@ experts, are part of what is left. A family has the numbers 0 to n - 1; names wi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -65,6 +66,7 @@ class Position(NamedTuple):
         return ".".join(part for part in (self.family, str(layer), self.rest) if part)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # a plan asks several times, for every model that holds the name
 def position(name: str) -> Position | None:
     """Returns where a tensor stands among layers, or `None` if there is no number in its name.
 

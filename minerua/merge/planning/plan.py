@@ -5,10 +5,11 @@ Not a byte of a tensor is looked at. What mergekit's plan would drop in silence 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from minerua.merge.planning.groups import Group, Section, sections_of
 from minerua.merge.planning.layers import natural_order
@@ -16,14 +17,13 @@ from minerua.merge.planning.tensors import FLOATS, Aligned, Holding, shape_of
 from minerua.merge.recipes.ingredients import ModelRef, Recipe
 from minerua.merge.recipes.settings import resolve, setting_faults
 from minerua.values import MergeMethodSpec, MergeParameter, TensorSpec
-from minerua.weights.header import capped, nbytes
+from minerua.weights.header import ITEM_BYTES, capped
 
 _MAX_FAULTS = 100
 _MAX_NAMES = 3
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One tensor of the merged model.
 
     Args:
@@ -49,11 +49,10 @@ class Job:
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return nbytes(TensorSpec(self.name, self.shape, self.dtype))
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a merge does.
 
     Args:

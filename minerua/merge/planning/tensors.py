@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minerua.merge.planning.layers import may_count_tokens
 from minerua.merge.recipes.ingredients import ModelRef
@@ -24,8 +24,7 @@ _QUANTISED = frozenset(
 _OUTPUT = "lm_head.weight"
 
 
-@dataclass(frozen=True)
-class Holding:
+class Holding(NamedTuple):
     """A tensor that a model holds.
 
     Args:
@@ -42,8 +41,7 @@ class Holding:
         return tuple(int(extent) for extent in self.spec.shape)
 
 
-@dataclass(frozen=True)
-class Aligned:
+class Aligned(NamedTuple):
     """The models' tensors, with what makes tied embeddings and different vocabularies fit.
 
     Args:

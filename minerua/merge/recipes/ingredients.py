@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Scalar: TypeAlias = bool | int | float | str
 """A single value of a parameter, as YAML reads it."""
 
 
-@dataclass(frozen=True)
-class ModelRef:
+class ModelRef(NamedTuple):
     """A model as a recipe names it: where it is, and the adapter that is applied to it. Equal ones are one model.
 
     Args:
@@ -38,8 +37,7 @@ class ModelRef:
         return f"{own}+{self.lora.text}" if self.lora else own
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A value for the tensors whose name contains a text.
 
     Args:
@@ -129,8 +127,7 @@ class Module:
     place: str = field(compare=False, default="")
 
 
-@dataclass(frozen=True)
-class ModelToken:
+class ModelToken(NamedTuple):
     """The embedding of a token of one model; exactly one of `token` and `token_id` is given.
 
     Args:
@@ -144,8 +141,7 @@ class ModelToken:
     token_id: int | None = None
 
 
-@dataclass(frozen=True)
-class TokenRule:
+class TokenRule(NamedTuple):
     """How one token's merged embedding is made.
 
     Args:
@@ -158,8 +154,7 @@ class TokenRule:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class TokenizerRecipe:
+class TokenizerRecipe(NamedTuple):
     """The tokenizer of the merged model.
 
     Args:
@@ -169,7 +164,7 @@ class TokenizerRecipe:
     """
 
     source: ModelRef | Literal["base", "union"] = "union"
-    tokens: Mapping[str, TokenRule] = field(default_factory=lambda: MappingProxyType({}))
+    tokens: Mapping[str, TokenRule] = MappingProxyType({})
     pad_to_multiple_of: int | None = None
 
     @property
@@ -180,8 +175,7 @@ class TokenizerRecipe:
         return tuple(dict.fromkeys(model for model in models if isinstance(model, ModelRef)))
 
 
-@dataclass(frozen=True)
-class ActivationsRecipe:
+class ActivationsRecipe(NamedTuple):
     """What runs the models where a method looks at what flows through them.
 
     Args:
