@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,19 +52,28 @@ void merge(const std::vector<py::buffer>& experts, const std::string& expert_dty
                  out_view);
 }
 
-template <class T>
-minerua::MatrixBatchView<T> batch_view(const py::buffer_info& taken) {
-  const auto extent = [&taken](std::size_t axis) { return static_cast<std::size_t>(taken.shape[axis]); };
-  if (taken.ndim == 2) return {static_cast<T*>(taken.ptr), extent(0), 1, extent(1)};
-  return {static_cast<T*>(taken.ptr), extent(0), extent(1), extent(2)};
-}
-
-void svd_mutation(const py::buffer& matrices, const py::buffer& multipliers, const py::buffer& out) {
-  const py::buffer_info from = floats(matrices, 3, false);
-  const py::buffer_info weights = floats(multipliers, 2, false);
-  const py::buffer_info to = floats(out, 3, true);
+/// Matrices of any shapes, each with its multipliers and the place of its result, which may be the matrix itself.
+std::vector<std::size_t> svd_mutation(const std::vector<py::buffer>& matrices, const std::vector<py::buffer>& multipliers,
+                                      const std::vector<py::buffer>& outs, bool twofold) {
+  MINERUA_EXPECTS(multipliers.size() == matrices.size() && outs.size() == matrices.size(),
+                  "svd_mutation: " << matrices.size() << " matrices, " << multipliers.size() << " multipliers and "
+                                   << outs.size() << " places for results");
+  std::vector<py::buffer_info> held;  // keeps every buffer exported until the call is over
+  held.reserve(3 * matrices.size());
+  std::vector<minerua::SpectrumChange> changes;
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    const py::buffer_info& from = held.emplace_back(floats(matrices[i], 2, false));
+    const py::buffer_info& weights = held.emplace_back(floats(multipliers[i], 1, false));
+    const py::buffer_info& to = held.emplace_back(floats(outs[i], 2, true));
+    MINERUA_EXPECTS(weights.size == std::min(from.shape[0], from.shape[1]) && to.shape == from.shape,
+                    "svd_mutation: matrix " << i << " is " << from.shape[0] << " x " << from.shape[1] << " with "
+                                            << weights.size << " multipliers and a result of " << to.size << " elements");
+    changes.push_back({static_cast<const float*>(from.ptr), static_cast<const float*>(weights.ptr),
+                       static_cast<float*>(to.ptr), static_cast<std::size_t>(from.shape[0]),
+                       static_cast<std::size_t>(from.shape[1])});
+  }
   const py::gil_scoped_release unlocked;
-  minerua::svd_mutation(batch_view<const float>(from), batch_view<const float>(weights), batch_view<float>(to));
+  return minerua::svd_mutation(changes, twofold ? minerua::GramPrecision::twofold : minerua::GramPrecision::single);
 }
 
 }  // namespace
@@ -75,8 +85,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
              py::arg("coefficients"), py::arg("out"), py::arg("out_dtype"),
              "Fills `out` with the children; 16-bit arrays come as any 2-byte type, named by their dtype.");
   minerua::bindings::define_passes(module);
-  module.def("svd_mutation", &svd_mutation, py::arg("matrices"), py::arg("multipliers"), py::arg("out"),
-             "Fills `out` with the matrices whose singular values were multiplied.");
+  module.def("svd_mutation", &svd_mutation, py::arg("matrices"), py::arg("multipliers"), py::arg("outs"),
+             py::arg("twofold"), "Fills `outs` with the matrices whose singular values were multiplied; returns which did not converge.");
   module.def("set_num_threads", &minerua::set_num_threads, py::arg("count"), "Sets the threads of one operation.");
   module.def("num_threads", &minerua::num_threads, "The threads of one operation.");
   module.def("instruction_set", [] { return std::string(minerua::isa::loops().name); },

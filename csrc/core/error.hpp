@@ -15,12 +15,6 @@ class InvalidArgument : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// An iteration that did not converge; its output must not be used.
-class NotConverged : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
 }  // namespace minerua
 
 /// Throws InvalidArgument unless the condition holds; the message is a stream expression, built only on failure:

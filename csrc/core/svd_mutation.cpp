@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/chunks.hpp"
 #include "core/error.hpp"
-#include "core/parallel.hpp"
 #include "isa/loops.hpp"
 
 namespace minerua {
@@ -15,96 +17,116 @@ namespace {
 
 enum class Outcome : unsigned char { done, matrix_not_finite, multiplier_not_finite, not_converged };
 
-/// Rounds up to a multiple of 8 that is an odd number of cache lines, so that columns do not fall on one another in the
-/// cache.
-std::size_t padded(std::size_t count) {
-  const std::size_t lines = (count + 7) / 8;
-  return 8 * (lines % 2 == 0 ? lines + 1 : lines);
+std::size_t rounded_up(std::size_t count, std::size_t step) { return (count + step - 1) / step * step; }
+
+/// Rows start an odd number of cache lines apart, so that columns do not fall on one another in the cache.
+std::size_t padded(std::size_t count, std::size_t line) {
+  const std::size_t lines = (count + line - 1) / line;
+  return line * (lines % 2 == 0 ? lines + 1 : lines);
 }
 
-std::size_t multiple_of_eight(std::size_t count) { return (count + 7) / 8 * 8; }
+const isa::SpectralLoops<float>& spectral_loops(float) { return isa::loops().in_single; }
+const isa::SpectralLoops<double>& spectral_loops(double) { return isa::loops().in_double; }
 
 /// Working memory for matrices of one shape, in tall form: `rows` >= `columns`, transposed where the input is wide. Padding
 /// is zero and stays zero.
-struct Workspace {
+template <class Real>
+class Workspace {
+ public:
   Workspace(std::size_t m, std::size_t n)
-      : wide(m < n),
-        rows(std::max(m, n)),
-        columns(std::min(m, n)),
-        stride(padded(columns)),
-        tall(multiple_of_eight(rows) * stride),
-        product(multiple_of_eight(rows) * stride),
-        gram(multiple_of_eight(columns) * stride),
-        vectors(multiple_of_eight(columns) * stride),
-        scaled(multiple_of_eight(columns) * stride),
-        eigenvalues(stride),
-        scratch(6 * stride),
-        order(columns) {}
+      : wide_(m < n),
+        rows_(std::max(m, n)),
+        columns_(std::min(m, n)),
+        stride_(padded(columns_, line)),
+        tall_(rounded_up(rows_, 8) * stride_),
+        product_(tall_.size()),
+        gram_(rounded_up(columns_, 8) * stride_),
+        vectors_(gram_.size()),
+        scaled_(gram_.size()),
+        eigenvalues_(stride_),
+        scratch_(8 * stride_),
+        order_(columns_) {}
 
-  bool wide;
-  std::size_t rows, columns, stride;
-  std::vector<double> tall, product, gram, vectors, scaled, eigenvalues, scratch;
-  std::vector<std::size_t> order;
+  bool fits(const SpectrumChange& change) const {
+    return wide_ == (change.rows < change.columns) && rows_ == std::max(change.rows, change.columns) &&
+           columns_ == std::min(change.rows, change.columns);
+  }
+
+  Outcome mutate(const SpectrumChange& change);
+
+ private:
+  static constexpr std::size_t line = 64 / sizeof(Real);
+
+  void read_tall(const float* matrix, double factor);
+  void write_tall(double factor, float* matrix) const;
+  void scale_and_multiply(const float* multipliers);
+
+  /// C = A B with B's rows and C's `stride` apart.
+  void multiply(const std::vector<Real>& a, std::size_t a_row, std::size_t a_depth, const std::vector<Real>& b,
+                std::vector<Real>& c, std::size_t rows, std::size_t depth, bool is_symmetric) const {
+    spectral_loops(Real{}).multiply({a.data(), a_row, a_depth, b.data(), stride_, c.data(), stride_, rounded_up(rows, 8),
+                                     rounded_up(columns_, line), depth, is_symmetric});
+  }
+
+  bool wide_;
+  std::size_t rows_, columns_, stride_;
+  std::vector<Real> tall_, product_, gram_, vectors_, scaled_, eigenvalues_, scratch_;
+  std::vector<std::size_t> order_;
 };
 
 /// Copies the matrix into tall form, times 2^-exponent.
-void read_tall(const float* matrix, double factor, Workspace& work) {
-  for (std::size_t i = 0; i < work.rows; ++i)
-    for (std::size_t j = 0; j < work.columns; ++j)
-      work.tall[i * work.stride + j] = factor * (work.wide ? matrix[j * work.rows + i] : matrix[i * work.columns + j]);
+template <class Real>
+void Workspace<Real>::read_tall(const float* matrix, double factor) {
+  for (std::size_t i = 0; i < rows_; ++i)
+    for (std::size_t j = 0; j < columns_; ++j)
+      tall_[i * stride_ + j] = static_cast<Real>(factor * (wide_ ? matrix[j * rows_ + i] : matrix[i * columns_ + j]));
 }
 
-void write_tall(const Workspace& work, double factor, float* matrix) {
-  for (std::size_t i = 0; i < work.rows; ++i)
-    for (std::size_t j = 0; j < work.columns; ++j)
-      (work.wide ? matrix[j * work.rows + i] : matrix[i * work.columns + j]) =
-          static_cast<float>(factor * work.product[i * work.stride + j]);
+template <class Real>
+void Workspace<Real>::write_tall(double factor, float* matrix) const {
+  for (std::size_t i = 0; i < rows_; ++i)
+    for (std::size_t j = 0; j < columns_; ++j)
+      (wide_ ? matrix[j * rows_ + i] : matrix[i * columns_ + j]) =
+          static_cast<float>(factor * static_cast<double>(product_[i * stride_ + j]));
 }
 
 /// product = tall · V diag(w) Vᵀ, eigenvectors in the rows of `vectors`; multiplier r belongs to the r-th largest eigenvalue.
-void scale_and_multiply(const float* multipliers, Workspace& work) {
-  std::iota(work.order.begin(), work.order.end(), std::size_t{0});
-  std::stable_sort(work.order.begin(), work.order.end(),
-                   [&work](std::size_t a, std::size_t b) { return work.eigenvalues[a] > work.eigenvalues[b]; });
-  for (std::size_t rank = 0; rank < work.columns; ++rank) {
-    const std::size_t row = work.order[rank] * work.stride;
-    for (std::size_t j = 0; j < work.stride; ++j)
-      work.scaled[row + j] = static_cast<double>(multipliers[rank]) * work.vectors[row + j];
+template <class Real>
+void Workspace<Real>::scale_and_multiply(const float* multipliers) {
+  std::iota(order_.begin(), order_.end(), std::size_t{0});
+  std::stable_sort(order_.begin(), order_.end(),
+                   [this](std::size_t a, std::size_t b) { return eigenvalues_[a] > eigenvalues_[b]; });
+  for (std::size_t rank = 0; rank < columns_; ++rank) {
+    const std::size_t row = order_[rank] * stride_;
+    for (std::size_t j = 0; j < stride_; ++j) scaled_[row + j] = static_cast<Real>(multipliers[rank]) * vectors_[row + j];
   }
-  const isa::Loops& loops = isa::loops();
-  const std::size_t side = multiple_of_eight(work.columns);
-  loops.multiply(work.scaled.data(), 1, work.stride, work.vectors.data(), work.stride, work.gram.data(), work.stride,
-                 side, side, work.columns);
-  loops.multiply(work.tall.data(), work.stride, 1, work.gram.data(), work.stride, work.product.data(), work.stride,
-                 multiple_of_eight(work.rows), side, work.columns);
+  multiply(scaled_, 1, stride_, vectors_, gram_, columns_, columns_, true);
+  multiply(tall_, stride_, 1, gram_, product_, rows_, columns_, false);
 }
 
 bool all_finite(const float* values, std::size_t count) {
   return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
 }
 
-Outcome mutate_single(const float* matrix, const float* multipliers, float* out, Workspace& work) {
-  const std::size_t count = work.rows * work.columns;
-  if (!all_finite(matrix, count)) return Outcome::matrix_not_finite;
-  if (!all_finite(multipliers, work.columns)) return Outcome::multiplier_not_finite;
+template <class Real>
+Outcome Workspace<Real>::mutate(const SpectrumChange& change) {
+  const std::size_t count = rows_ * columns_;
+  if (!all_finite(change.matrix, count)) return Outcome::matrix_not_finite;
+  if (!all_finite(change.multipliers, columns_)) return Outcome::multiplier_not_finite;
   float largest = 0.0f;
-  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(matrix[i]));
+  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(change.matrix[i]));
   if (!(largest > 0.0f)) {
-    std::fill(out, out + count, 0.0f);
+    std::fill(change.out, change.out + count, 0.0f);
     return Outcome::done;
   }
   int exponent = 0;
   std::frexp(largest, &exponent);  // a power of two: exact, and the largest entry becomes [0.5, 1)
-  read_tall(matrix, std::ldexp(1.0, -exponent), work);
-  const isa::Loops& loops = isa::loops();
-  const std::size_t side = multiple_of_eight(work.columns);
-  loops.multiply(work.tall.data(), 1, work.stride, work.tall.data(), work.stride, work.gram.data(), work.stride, side,
-                 side, work.rows);
-  if (!loops.eigen(work.gram.data(), work.columns, work.stride, work.eigenvalues.data(), work.vectors.data(),
-                   work.scratch.data()))
+  read_tall(change.matrix, std::ldexp(1.0, -exponent));
+  multiply(tall_, 1, stride_, tall_, gram_, columns_, rows_, true);
+  if (!spectral_loops(Real{}).eigen(gram_.data(), columns_, stride_, eigenvalues_.data(), vectors_.data(), scratch_.data()))
     return Outcome::not_converged;
-  scale_and_multiply(multipliers, work);
-  write_tall(work, std::ldexp(1.0, exponent), out);
+  scale_and_multiply(change.multipliers);
+  write_tall(std::ldexp(1.0, exponent), change.out);
   return Outcome::done;
 }
 
@@ -120,36 +142,66 @@ std::string indices_of(const std::vector<Outcome>& outcomes, Outcome wanted) {
   return found > listed ? text + " and " + std::to_string(found - listed) + " more" : text;
 }
 
-void expect_done(const std::vector<Outcome>& outcomes) {
+std::vector<std::size_t> unconverged_of(const std::vector<Outcome>& outcomes) {
   const std::string matrices = indices_of(outcomes, Outcome::matrix_not_finite);
   MINERUA_EXPECTS(matrices.empty(), "svd_mutation: NaN or infinity in matrix " << matrices);
   const std::string multipliers = indices_of(outcomes, Outcome::multiplier_not_finite);
   MINERUA_EXPECTS(multipliers.empty(), "svd_mutation: NaN or infinity in the multipliers of matrix " << multipliers);
-  const std::string unfinished = indices_of(outcomes, Outcome::not_converged);
-  if (!unfinished.empty()) throw NotConverged("svd_mutation: no convergence for matrix " + unfinished);
+  std::vector<std::size_t> unconverged;
+  for (std::size_t b = 0; b < outcomes.size(); ++b)
+    if (outcomes[b] == Outcome::not_converged) unconverged.push_back(b);
+  return unconverged;
+}
+
+/// Runs of changes that one thread makes one after the other: neighbours of one shape until they are worth a task.
+std::vector<std::size_t> task_starts(const std::vector<SpectrumChange>& changes, const std::vector<std::size_t>& order) {
+  constexpr std::size_t worth = 65536;
+  std::vector<std::size_t> starts;
+  std::size_t elements = worth;
+  for (std::size_t place = 0; place < order.size(); ++place) {
+    const SpectrumChange& change = changes[order[place]];
+    if (elements >= worth) starts.push_back(place), elements = 0;
+    elements += change.rows * change.columns;
+  }
+  starts.push_back(order.size());
+  return starts;
+}
+
+/// The largest first, so that none is left for the end; like shapes side by side.
+std::vector<std::size_t> working_order(const std::vector<SpectrumChange>& changes) {
+  const auto cost = [&changes](std::size_t i) {
+    const std::size_t m = changes[i].rows, n = changes[i].columns;
+    return std::pair(m * n * std::min(m, n), m);
+  };
+  std::vector<std::size_t> order(changes.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return cost(a) > cost(b); });
+  return order;
+}
+
+template <class Real>
+std::vector<Outcome> mutate_all(const std::vector<SpectrumChange>& changes) {
+  const std::vector<std::size_t> order = working_order(changes), starts = task_starts(changes, order);
+  std::vector<Outcome> outcomes(changes.size(), Outcome::done);
+  over_strands(starts.size() - 1, [&](Claims& claims) {
+    std::optional<Workspace<Real>> work;
+    for (std::size_t task; claims.next(task);)
+      for (std::size_t place = starts[task]; place < starts[task + 1]; ++place) {
+        const SpectrumChange& change = changes[order[place]];
+        if (!work || !work->fits(change)) work.emplace(change.rows, change.columns);
+        outcomes[order[place]] = work->mutate(change);
+      }
+  });
+  return outcomes;
 }
 
 }  // namespace
 
-void svd_mutation(const MatrixBatchView<const float>& matrices, const MatrixBatchView<const float>& multipliers,
-                  const MatrixBatchView<float>& out) {
-  const std::size_t m = matrices.rows, n = matrices.columns;
-  MINERUA_EXPECTS(matrices.batch > 0 && m > 0 && n > 0,
-                  "svd_mutation: " << matrices.batch << " matrices of " << m << " x " << n << ": nothing to do");
-  MINERUA_EXPECTS(multipliers.batch == matrices.batch && multipliers.rows == 1 && multipliers.columns == std::min(m, n),
-                  "svd_mutation: multipliers are (" << multipliers.batch << ", " << multipliers.columns << "), must be ("
-                                                    << matrices.batch << ", " << std::min(m, n) << ")");
-  MINERUA_EXPECTS(out.batch == matrices.batch && out.rows == m && out.columns == n,
-                  "svd_mutation: out is not shaped like the matrices");
-  // Small matrices share a workspace within a task; what is computed for one does not depend on its neighbours.
-  const std::size_t per_task = std::max<std::size_t>(1, 65536 / (m * n));
-  std::vector<Outcome> outcomes(matrices.batch, Outcome::done);
-  parallel_for((matrices.batch + per_task - 1) / per_task, [&](std::size_t task) {
-    Workspace work(m, n);
-    for (std::size_t b = task * per_task; b < std::min(matrices.batch, (task + 1) * per_task); ++b)
-      outcomes[b] = mutate_single(matrices.at(b), multipliers.at(b), out.at(b), work);
-  });
-  expect_done(outcomes);
+std::vector<std::size_t> svd_mutation(const std::vector<SpectrumChange>& changes, GramPrecision precision) {
+  for (std::size_t i = 0; i < changes.size(); ++i)
+    MINERUA_EXPECTS(changes[i].rows > 0 && changes[i].columns > 0,
+                    "svd_mutation: matrix " << i << " is " << changes[i].rows << " x " << changes[i].columns);
+  return unconverged_of(precision == GramPrecision::single ? mutate_all<float>(changes) : mutate_all<double>(changes));
 }
 
 }  // namespace minerua

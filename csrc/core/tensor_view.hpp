@@ -29,16 +29,4 @@ struct TensorView {
   void* at(std::size_t index) const { return static_cast<char*>(data) + index * size_of(dtype); }
 };
 
-/// `batch` matrices of shape (rows, columns), row-major, end to end.
-template <class T>
-struct MatrixBatchView {
-  T* data = nullptr;
-  std::size_t batch = 0;
-  std::size_t rows = 0;
-  std::size_t columns = 0;
-
-  /// First element of matrix `index`.
-  T* at(std::size_t index) const { return data + index * rows * columns; }
-};
-
 }  // namespace minerua

@@ -16,7 +16,8 @@ struct Candidate {
 #if defined(MINERUA_X86)
 std::array<Candidate, 3> candidates() {
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return {{{&avx512, has_avx512}, {&avx2, has_avx2}, {&baseline, true}}};

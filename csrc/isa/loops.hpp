@@ -113,6 +113,32 @@ struct MagnitudeSums {
   double all, kept;
 };
 
+/// C (rows × columns) = A B with A given by two strides: A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_depth + j],
+/// C(i, j) = c[i * c_row + j]. Sums run in the order of k. `rows` is a multiple of 8, `columns` of a cache line. Where C is
+/// known to be symmetric, its lower part is computed and mirrored; then `rows` are at most `columns`, which are padding.
+template <class Real>
+struct MatrixProduct {
+  const Real* a;
+  std::size_t a_row, a_depth;
+  const Real* b;
+  std::size_t b_depth;
+  Real* c;
+  std::size_t c_row, rows, columns, depth;
+  bool is_symmetric;
+};
+
+/// What an SVD mutation is made of, in one precision.
+template <class Real>
+struct SpectralLoops {
+  void (*multiply)(const MatrixProduct<Real>& given);
+
+  /// Eigen-decomposition of the symmetric matrix `a` (size × size, rows `stride` apart, destroyed): eigenvalues[k], unsorted,
+  /// with eigenvector k in row k of `vectors` (same stride). The largest entry should not be far from 1. `scratch` holds
+  /// 8 * stride numbers; `stride` is a multiple of a cache line with stride >= size, and columns from `size` on must be zero
+  /// in `a`; they are zero in `vectors` afterwards. Returns false if an eigenvalue needed more than 60 QL sweeps.
+  bool (*eigen)(Real* a, std::size_t size, std::size_t stride, Real* eigenvalues, Real* vectors, Real* scratch);
+};
+
 /// Loops of one instruction set. All pointers are borrowed; nothing here allocates, throws or keeps state.
 struct Loops {
   /// What `diagnose` shows: "baseline", "avx2" or "avx512".
@@ -182,17 +208,8 @@ struct Loops {
   /// not be finite: then somebody has to count.
   bool (*write_kept[dtype_count])(const KeptSums& given, void* out);
 
-  /// C (rows × columns) = A B with A given by two strides: A(i, k) = a[i * a_row + k * a_depth], B(k, j) = b[k * b_depth + j],
-  /// C(i, j) = c[i * c_row + j]. Sums run in the order of k. `rows` and `columns` are multiples of 8.
-  void (*multiply)(const double* a, std::size_t a_row, std::size_t a_depth, const double* b, std::size_t b_depth,
-                   double* c, std::size_t c_row, std::size_t rows, std::size_t columns, std::size_t depth);
-
-  /// Eigen-decomposition of the symmetric matrix `a` (size × size, rows `stride` apart, destroyed):
-  /// eigenvalues[k], unsorted, with eigenvector k in row k of `vectors` (same stride). Entries must not exceed about 1e100,
-  /// the largest should not be far below 1. `scratch` holds 6 * stride doubles; `stride` is a multiple of 8 with
-  /// stride >= size, and columns from `size` on must be zero in `a`; they are zero in `vectors` afterwards.
-  /// Returns false if an eigenvalue needed more than 60 QL sweeps.
-  bool (*eigen)(double* a, std::size_t size, std::size_t stride, double* eigenvalues, double* vectors, double* scratch);
+  SpectralLoops<float> in_single;
+  SpectralLoops<double> in_double;
 };
 
 extern const Loops baseline;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "isa/loops.hpp"
 #include "isa/vectors.hpp"
 
 namespace minerua::isa {
@@ -19,23 +20,31 @@ constexpr std::size_t tile_rows = 4;
 constexpr std::size_t tile_rows = 2;
 #endif
 
-inline void multiply_tile(const double* a, std::size_t a_row, std::size_t a_depth, const double* b,
-                          std::size_t b_depth, double* c, std::size_t c_row, std::size_t depth) {
-  Doubles sums[tile_rows] = {};
+template <class Real>
+inline void multiply_tile(const Real* a, std::size_t a_row, std::size_t a_depth, const Real* b, std::size_t b_depth, Real* c,
+                          std::size_t c_row, std::size_t depth) {
+  Line<Real> sums[tile_rows] = {};
   for (std::size_t k = 0; k < depth; ++k) {
-    const Doubles row = Doubles::load(b + k * b_depth);
+    const auto row = Line<Real>::load(b + k * b_depth);
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < tile_rows; ++i) sums[i] += a[i * a_row + k * a_depth] * row;
+    for (std::size_t i = 0; i < tile_rows; ++i) sums[i] = multiply_add(a[i * a_row + k * a_depth], row, sums[i]);
   }
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < tile_rows; ++i) sums[i].store(c + i * c_row);
 }
 
-void multiply(const double* a, std::size_t a_row, std::size_t a_depth, const double* b, std::size_t b_depth, double* c,
-              std::size_t c_row, std::size_t rows, std::size_t columns, std::size_t depth) {
-  for (std::size_t j = 0; j < columns; j += 8)
-    for (std::size_t i = 0; i < rows; i += tile_rows)
-      multiply_tile(a + i * a_row, a_row, a_depth, b + j, b_depth, c + i * c_row + j, c_row, depth);
+template <class Real>
+void multiply(const MatrixProduct<Real>& given) {
+  constexpr std::size_t width = 64 / sizeof(Real);
+  for (std::size_t j = 0; j < given.columns; j += width) {
+    const std::size_t first = given.is_symmetric ? j / tile_rows * tile_rows : 0;
+    for (std::size_t i = first; i < given.rows; i += tile_rows)
+      multiply_tile(given.a + i * given.a_row, given.a_row, given.a_depth, given.b + j, given.b_depth,
+                    given.c + i * given.c_row + j, given.c_row, given.depth);
+  }
+  if (!given.is_symmetric) return;
+  for (std::size_t i = 0; i < given.rows; ++i)
+    for (std::size_t j = i + 1; j < given.rows; ++j) given.c[i * given.c_row + j] = given.c[j * given.c_row + i];
 }
 
 }  // namespace

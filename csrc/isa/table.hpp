@@ -41,8 +41,8 @@ const Loops MINERUA_ISA_NAME = {
     MINERUA_OF_DTYPES(sum_magnitudes),
     MINERUA_OF_DTYPES(write_masked),
     MINERUA_OF_DTYPES(write_kept),
-    multiply,
-    eigen,
+    {multiply<float>, eigen<float>},
+    {multiply<double>, eigen<double>},
 };
 
 }  // namespace minerua::isa

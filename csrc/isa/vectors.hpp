@@ -6,6 +6,10 @@
 /// times slower on AVX2, measured 2026-11-22 with GCC 12).
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include <cstddef>
 
 namespace minerua::isa {
@@ -74,11 +78,63 @@ struct Group {
 using Doubles = Group<double, 8>;
 using Floats = Group<float, 16>;
 
-/// The written order of every sum of eight lanes.
-inline double sum_of(const Doubles& lanes) {
-  const double even = (lanes.lane(0) + lanes.lane(4)) + (lanes.lane(2) + lanes.lane(6));
-  const double odd = (lanes.lane(1) + lanes.lane(5)) + (lanes.lane(3) + lanes.lane(7));
-  return even + odd;
+/// A cache line of numbers.
+template <class Real>
+using Line = Group<Real, 64 / sizeof(Real)>;
+
+/// x · y + z, rounded once. Every machine gives these bits; one that lacks the instruction (the baseline on x86) takes long.
+inline Floats::Native fused(const Floats::Native& x, const Floats::Native& y, const Floats::Native& z) {
+#if defined(__AVX512F__)
+  return (Floats::Native)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif defined(__FMA__)
+  return (Floats::Native)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+  Floats::Native sum;
+  for (std::size_t lane = 0; lane < Floats::width; ++lane) sum[lane] = __builtin_fmaf(x[lane], y[lane], z[lane]);
+  return sum;
+#endif
+}
+
+inline Doubles::Native fused(const Doubles::Native& x, const Doubles::Native& y, const Doubles::Native& z) {
+#if defined(__AVX512F__)
+  return (Doubles::Native)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+#elif defined(__FMA__)
+  return (Doubles::Native)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
+#else
+  Doubles::Native sum;
+  for (std::size_t lane = 0; lane < Doubles::width; ++lane) sum[lane] = __builtin_fma(x[lane], y[lane], z[lane]);
+  return sum;
+#endif
+}
+
+template <class T, std::size_t count>
+inline __attribute__((always_inline)) Group<T, count> multiply_add(const Group<T, count>& x, const Group<T, count>& y,
+                                                                   const Group<T, count>& z) {
+  Group<T, count> sum;
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < Group<T, count>::parts; ++i) sum.part[i] = fused(x.part[i], y.part[i], z.part[i]);
+  return sum;
+}
+
+template <class T, std::size_t count>
+inline __attribute__((always_inline)) Group<T, count> multiply_add(T factor, const Group<T, count>& y,
+                                                                   const Group<T, count>& z) {
+  const typename Group<T, count>::Native everywhere = factor + typename Group<T, count>::Native{};
+  Group<T, count> sum;
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < Group<T, count>::parts; ++i) sum.part[i] = fused(everywhere, y.part[i], z.part[i]);
+  return sum;
+}
+
+/// The written order of every sum of lanes: the upper half is added to the lower, until one is left.
+template <class T, std::size_t count>
+inline T sum_of(const Group<T, count>& lanes) {
+  T sums[count];
+  lanes.store(sums);
+#pragma GCC unroll 16
+  for (std::size_t half = count / 2; half > 0; half /= 2)
+    for (std::size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
 }
 
 }  // namespace

@@ -83,6 +83,14 @@ def on_host(array: Any) -> np.ndarray:
     return np.asarray(tensor.numpy())
 
 
+def host_view(array: Any) -> np.ndarray:
+    """Returns where to write results: the array itself, a CPU tensor's memory, for other tensors a new array."""
+    if not is_tensor(array):
+        return np.asarray(array)
+    tensor = array.detach()
+    return np.asarray(tensor.numpy() if tensor.device.type == "cpu" else np.empty(tuple(tensor.shape), np.float32))
+
+
 def restored(array: np.ndarray, like: Any) -> Any:
     """Returns a fresh array as the kind of array that `like` is, on the same device; on the CPU without a copy."""
     if not is_tensor(like):
@@ -95,11 +103,16 @@ def restored(array: np.ndarray, like: Any) -> Any:
 
 def as_float32(values: Any) -> np.ndarray | None:
     """Returns coefficients or multipliers as a contiguous float32 array; `None` if they are not real numbers."""
+    return as_numbers(values, "float32")
+
+
+def as_numbers(values: Any, dtype: str) -> np.ndarray | None:
+    """Returns numbers as a contiguous array of a floating dtype; `None` if they are not real numbers."""
     try:
-        numbers = np.asarray(values.detach().cpu().float().numpy() if is_tensor(values) else values)
+        numbers = np.asarray(values.detach().cpu().double().numpy() if is_tensor(values) else values)
         if numbers.dtype.kind == "c":
             return None
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinity, which the checks then report
-            return np.asarray(numbers, dtype=np.float32, order="C")
+        with np.errstate(over="ignore"):  # beyond the dtype becomes infinity, which the checks then report
+            return np.asarray(numbers, dtype=dtype, order="C")
     except (TypeError, ValueError):
         return None

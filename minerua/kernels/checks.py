@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from minerua.errors import KernelError
-from minerua.kernels.arrays import DTYPES, Described, as_float32, described, dtype_name, on_host
+from minerua.kernels.arrays import DTYPES, Described, as_float32, as_numbers, described, dtype_name, on_host
 
 BACKENDS = ("auto", "compiled", "reference", "cuda")
+PRECISIONS = ("float32", "float64")
 LISTED = 8  # indices that a message lists before it counts the rest
 
 
@@ -35,21 +36,101 @@ def check_merge(experts: Sequence[Any], coefficients: Any, base: Any, out_dtype:
     return numbers
 
 
-def check_svd_mutation(matrices: Any, multipliers: Any, backend: str) -> np.ndarray:
-    """Returns the multipliers as float32 if `svd_mutation` can take all arguments.
+def check_svd_mutation(matrices: Any, multipliers: Any, precision: str, out: Any, backend: str) -> list[np.ndarray]:
+    """Returns the multipliers, one array for each matrix, if `svd_mutation` can take all arguments.
 
     Raises:
         KernelError: It cannot; lists all faults.
     """
-    given = described(matrices)
-    faults = [*_backend_faults(backend), *_matrix_faults(matrices, given)]
-    if backend == "cuda" and given.is_array and not given.is_cuda:
-        faults.append(f"backend='cuda' needs a CUDA tensor, the matrices are {given.kind} on {given.device}; move them")
-    numbers = as_float32(multipliers)
-    faults += _multiplier_faults(numbers, given.shape)
-    if faults or numbers is None:
+    faults = [*_backend_faults(backend)]
+    if precision not in PRECISIONS:
+        faults.append(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
+    listed = _listed("matrices", matrices, "(B, m, n)", faults)
+    given = [described(matrix) for matrix in listed]
+    faults += _matrix_faults(listed, given)
+    if backend == "cuda" and given and given[0].is_array and not given[0].is_cuda:
+        where = f"{given[0].kind} on {given[0].device}"
+        faults.append(f"backend='cuda' needs CUDA tensors, the matrices are {where}; move them")
+    numbers = _multiplier_rows(multipliers, given, faults)
+    if out is not None:
+        faults += _place_faults(_listed("out", out, "(B, m, n)", faults), given)
+    if faults:
         raise KernelError(f"svd_mutation cannot take these arguments ({len(faults)} faults):", faults)
     return numbers
+
+
+def _listed(name: str, given: Any, shape: str, faults: list[str]) -> list[Any]:
+    """Returns the matrices of a stack or a sequence; of anything else none, and says so."""
+    whole = described(given)
+    if whole.is_array:
+        if len(whole.shape) == 3 and 0 not in whole.shape:
+            return list(given)
+        faults.append(f"{name} have shape {whole.shape}, must have {shape} with no extent 0")
+    elif isinstance(given, list | tuple):
+        return list(given)
+    else:
+        faults.append(f"{name} are a {whole.kind}; pass an array of shape {shape}, or a list of matrices")
+    return []
+
+
+def _matrix_faults(matrices: Sequence[Any], given: Sequence[Described]) -> list[str]:
+    faults = []
+    for b, found in enumerate(given):
+        if not found.is_array:
+            faults.append(f"matrix {b} is a {found.kind}; pass a numpy array or a torch tensor of shape (m, n)")
+        elif found.dtype not in PRECISIONS or (found.is_cuda and found.dtype == "float64"):
+            faults.append(f"matrix {b} has dtype {found.dtype} on {found.device}; convert it to float32")
+        elif len(found.shape) != 2 or 0 in found.shape:
+            faults.append(f"matrix {b} has shape {found.shape}, must have (m, n) with no extent 0")
+        elif (found.kind, found.dtype, found.device) != (given[0].kind, given[0].dtype, given[0].device):
+            faults.append(f"matrix {b} is {_text(found)}, matrix 0 is {_text(given[0])}; only their shapes may differ")
+    if faults or not given or given[0].is_cuda:  # on a device the kernel itself looks, and says so by its outcomes
+        return faults[:LISTED]
+    bad = [str(b) for b, matrix in enumerate(matrices) if not np.isfinite(on_host(matrix)).all()]
+    return [f"NaN or infinity in matrix {_listing(bad)}; mend or drop them"] if bad else []
+
+
+def _multiplier_rows(multipliers: Any, given: Sequence[Described], faults: list[str]) -> list[np.ndarray]:
+    dtype = given[0].dtype if given and given[0].dtype in PRECISIONS else "float32"
+    rows = (
+        [as_numbers(row, dtype) for row in multipliers]
+        if described(multipliers).is_array or isinstance(multipliers, list | tuple)
+        else [None]
+    )
+    if any(row is None for row in rows):
+        faults.append("multipliers are not numbers; pass an array of shape (B, min(m, n)), or a list of vectors")
+        return []
+    if len(rows) != len(given):
+        faults.append(f"there are multipliers for {len(rows)} matrices, and {len(given)} matrices; one row for each")
+    found, bad = [], []
+    for b, (row, matrix) in enumerate(zip(rows, given, strict=False)):
+        if row is None or len(matrix.shape) != 2:
+            continue  # the fault of the matrix says enough
+        if row.shape != (min(matrix.shape),):
+            faults.append(f"multipliers of matrix {b} have shape {row.shape}, must have {(min(matrix.shape),)}")
+        elif not np.isfinite(row).all():
+            bad.append(str(b))
+        found.append(row)
+    if bad:
+        faults.append(f"NaN or infinity in the multipliers of matrix {_listing(bad)}; they must be finite in {dtype}")
+    return found
+
+
+def _place_faults(places: Sequence[Any], given: Sequence[Described]) -> list[str]:
+    if len(places) != len(given):
+        return [f"out has {len(places)} places for {len(given)} matrices"]
+    faults = []
+    for b, (place, wanted) in enumerate(zip(places, given, strict=True)):
+        found = described(place)
+        if found != wanted:
+            faults.append(f"out {b} is {_text(found)}, matrix {b} is {_text(wanted)}; they must be alike")
+        elif not (_is_plain(place) if found.kind == "numpy" else place.is_contiguous()):
+            faults.append(f"out {b} is not contiguous, writable memory; pass an array that is")
+    return faults[:LISTED]
+
+
+def _is_plain(place: np.ndarray) -> bool:
+    return bool(place.flags.c_contiguous and place.flags.writeable)
 
 
 def _backend_faults(backend: str) -> list[str]:
@@ -90,33 +171,6 @@ def _coefficient_faults(numbers: np.ndarray | None, experts: int) -> list[str]:
         return [f"coefficients have shape {numbers.shape}, must have {wanted}"]
     bad = [f"({p}, {k})" for p, k in np.argwhere(~np.isfinite(numbers))]
     return [f"coefficients at {_listing(bad)} are not finite float32 numbers"] if bad else []
-
-
-def _matrix_faults(matrices: Any, given: Described) -> list[str]:
-    if not given.is_array:
-        return [f"matrices are a {given.kind}; pass a numpy array or a torch tensor of shape (B, m, n)"]
-    faults = []
-    if given.dtype != "float32":
-        faults.append(f"matrices have dtype {given.dtype}; convert them to float32")
-    if len(given.shape) != 3 or 0 in given.shape:
-        faults.append(f"matrices have shape {given.shape}, must have (B, m, n) with no extent 0")
-    if not faults and not given.is_cuda:  # on a device the kernel itself looks, and says so by its outcomes
-        bad = np.flatnonzero(~np.isfinite(on_host(matrices)).all(axis=(1, 2)))
-        faults += [f"NaN or infinity in matrix {_listing(list(map(str, bad)))}; mend or drop them"] if len(bad) else []
-    return faults
-
-
-def _multiplier_faults(numbers: np.ndarray | None, shape: tuple[int, ...]) -> list[str]:
-    if numbers is None:
-        return ["multipliers are not numbers; pass an array of shape (B, min(m, n))"]
-    if len(shape) != 3:
-        return []  # the fault of the matrices says enough
-    wanted = (shape[0], min(shape[1:]))
-    if numbers.shape != wanted:
-        return [f"multipliers have shape {numbers.shape}, must have {wanted}: one per singular value of each matrix"]
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    rows = _listing(list(map(str, bad)))
-    return [f"NaN or infinity in the multipliers of matrix {rows}; they must be finite in float32"] if len(bad) else []
 
 
 def _text(given: Described) -> str:

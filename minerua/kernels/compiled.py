@@ -61,18 +61,17 @@ def merge(
     return children
 
 
-def svd_mutation(matrices: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """Returns the mutated matrices, as `reference.svd_mutation` does, up to rounding.
+def svd_mutation(
+    matrices: Sequence[np.ndarray], multipliers: Sequence[np.ndarray], outs: Sequence[np.ndarray], *, precision: str
+) -> list[int]:
+    """Fills `outs` with the mutated matrices, as `reference.svd_mutation` does, up to rounding.
 
-    Raises:
-        KernelError: An iteration did not converge; names the matrices.
+    Returns:
+        Which matrices did not converge; their places are as they were.
     """
-    out = np.empty_like(matrices)
-    try:
-        require_core().svd_mutation(matrices, multipliers, out)
-    except (ValueError, ArithmeticError) as error:
-        raise KernelError(str(error)) from error
-    return out
+    is_twofold = precision == "float64"
+    failed: list[int] = require_core().svd_mutation(list(matrices), list(multipliers), list(outs), is_twofold)
+    return failed
 
 
 def exported(array: np.ndarray) -> np.ndarray:

@@ -216,10 +216,10 @@ def svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
     return out
 
 
-def wide_svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
+def wide_svd_mutation(matrices: Any, multipliers: np.ndarray, *, precision: str = "float64") -> Any:
     """Returns the mutated matrices by torch.linalg, for sides that the kernel does not take; any device.
 
-    The same route as the kernels: float64 Gram matrix of the smaller side, eigenvectors, no division.
+    The same route as the kernels: Gram matrix of the smaller side in the precision, eigenvectors, no division.
 
     Raises:
         KernelError: Values are not finite (names the matrices), or no convergence.
@@ -228,13 +228,16 @@ def wide_svd_mutation(matrices: Any, multipliers: np.ndarray) -> Any:
     taken = matrices.detach()
     expect_done((~taken.isfinite().flatten(1).all(dim=1)).int().tolist())
     wide = taken.shape[1] < taken.shape[2]
-    tall = (taken.mT if wide else taken).double()  # (B, rows, columns), rows >= columns
+    dtype = getattr(torch, precision)
+    exponents = torch.frexp(taken.abs().amax(dim=(1, 2), keepdim=True))[1].clamp(-100, 100)
+    shift = torch.exp2(-exponents.to(dtype))  # a power of two: exact, and no square overflows
+    tall = (taken.mT if wide else taken).to(dtype) * shift
     try:
         vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors.flip(-1)  # descending
     except torch.linalg.LinAlgError as error:
         raise KernelError(f"svd_mutation: {error}") from error
-    weights = torch.tensor(multipliers, device=taken.device).double()
-    mutated = tall @ ((vectors * weights[:, None, :]) @ vectors.mT)
+    weights = torch.tensor(multipliers, device=taken.device).to(dtype)
+    mutated = (tall @ (vectors * weights[:, None, :])) @ vectors.mT / shift
     return (mutated.mT if wide else mutated).float().contiguous()
 
 

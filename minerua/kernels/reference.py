@@ -55,11 +55,11 @@ def svd_mutation(matrices: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     Where singular values are equal the result depends on the basis that LAPACK picks for their subspace; any is right.
 
     Args:
-        matrices: Shape (B, m, n), float32, finite.
-        multipliers: Shape (B, min(m, n)), float32, finite; w.
+        matrices: Shape (B, m, n), float32 or float64, finite.
+        multipliers: Shape (B, min(m, n)), finite; w.
 
     Returns:
-        Shape (B, m, n), float32.
+        Shape (B, m, n), of the matrices' dtype.
 
     Raises:
         np.linalg.LinAlgError: LAPACK's iteration did not converge.
@@ -72,4 +72,4 @@ def svd_mutation(matrices: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     u, sigma, vt = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
     scaled = u * (multipliers * sigma)[:, None, :]  # (B, m, r)
     with np.errstate(over="ignore"):  # overflow gives infinity, like everywhere
-        return (scaled @ vt).astype(np.float32)
+        return np.asarray(scaled @ vt, matrices.dtype)

@@ -127,7 +127,10 @@ void check_mutation(std::size_t batch, std::size_t m, std::size_t n) {
   const std::string name = "svd kernel, " + std::to_string(m) + " x " + std::to_string(n);
   const std::vector<float> matrices = random_floats(batch * m * n, 11), w = random_floats(batch * std::min(m, n), 12);
   std::vector<float> expected(matrices.size());
-  svd_mutation({matrices.data(), batch, m, n}, {w.data(), batch, 1, std::min(m, n)}, {expected.data(), batch, m, n});
+  std::vector<SpectrumChange> changes;
+  for (std::size_t b = 0; b < batch; ++b)
+    changes.push_back({&matrices[b * m * n], &w[b * std::min(m, n)], &expected[b * m * n], m, n});
+  svd_mutation(changes, GramPrecision::twofold);
   const Mutation in_order = mutated_by_kernel(matrices, w, batch, m, n, 0);
   const Mutation shuffled = mutated_by_kernel(matrices, w, batch, m, n, 3);
   check::that(in_order.outcomes == std::vector<int>(batch, MINERUA_DONE), name + ": every matrix is done");

@@ -75,27 +75,51 @@ def test_merge_says_what_it_cannot_take(args, kwargs, sentence):
     assert f"  - {sentence}\n" in refusal(kernels.merge, *args, **kwargs) + "\n"
 
 
+READ_ONLY = np.frombuffer(BATCH.tobytes(), np.float32).reshape(BATCH.shape)
+EMPTY = np.ones((0, 2), np.float32)
+
 SVD_FAULTS = [
-    (([[1.0]], [[1.0]]), {}, "matrices are a list; pass a numpy array or a torch tensor of shape (B, m, n)"),
-    ((BATCH.astype(np.float64), np.ones((4, 2))), {}, "matrices have dtype float64; convert them to float32"),
+    ((3, [[1.0]]), {}, "matrices are a int; pass an array of shape (B, m, n), or a list of matrices"),
+    (([[1.0]], [[1.0]]), {}, "matrix 0 is a list; pass a numpy array or a torch tensor of shape (m, n)"),
+    ((BATCH.astype(np.float16), np.ones((4, 2))), {}, "matrix 0 has dtype float16 on cpu; convert it to float32"),
     ((BATCH[0], np.ones((4, 2))), {}, "matrices have shape (3, 2), must have (B, m, n) with no extent 0"),
     ((BATCH[:0], np.ones((0, 2))), {}, "matrices have shape (0, 3, 2), must have (B, m, n) with no extent 0"),
-    ((BATCH, "many"), {}, "multipliers are not numbers; pass an array of shape (B, min(m, n))"),
+    (([BATCH[0], EMPTY], np.ones((2, 2))), {}, "matrix 1 has shape (0, 2), must have (m, n) with no extent 0"),
     (
-        (BATCH, np.ones((4, 3))),
+        ([BATCH[0], BATCH[0].astype(np.float64)], np.ones((2, 2))),
         {},
-        "multipliers have shape (4, 3), must have (4, 2): one per singular value of each matrix",
+        "matrix 1 is numpy float64 (3, 2) on cpu, matrix 0 is numpy float32 (3, 2) on cpu; "
+        "only their shapes may differ",
     ),
+    (
+        (BATCH, "many"),
+        {},
+        "multipliers are not numbers; pass an array of shape (B, min(m, n)), or a list of vectors",
+    ),
+    ((BATCH, np.ones((4, 3))), {}, "multipliers of matrix 0 have shape (3,), must have (2,)"),
+    ((BATCH, np.ones((3, 2))), {}, "there are multipliers for 3 matrices, and 4 matrices; one row for each"),
     (
         (BATCH, np.array([[1, 1], [1, np.inf], [1, 1], [np.nan, 1]])),
         {},
         "NaN or infinity in the multipliers of matrix 1, 3; they must be finite in float32",
     ),
+    ((BATCH, np.ones((4, 2))), {"precision": "half"}, "precision is 'half'; use one of float32, float64"),
+    ((BATCH, np.ones((4, 2))), {"out": BATCH[:3]}, "out has 3 places for 4 matrices"),
+    (
+        (BATCH, np.ones((4, 2))),
+        {"out": BATCH.transpose(0, 2, 1)},
+        "out 0 is numpy float32 (2, 3) on cpu, matrix 0 is numpy float32 (3, 2) on cpu; they must be alike",
+    ),
+    (
+        (BATCH, np.ones((4, 2))),
+        {"out": READ_ONLY},
+        "out 0 is not contiguous, writable memory; pass an array that is",
+    ),
     ((BATCH, np.ones((4, 2))), {"backend": "gpu"}, "backend is 'gpu'; use one of auto, compiled, reference, cuda"),
     (
         (BATCH, np.ones((4, 2))),
         {"backend": "cuda"},
-        "backend='cuda' needs a CUDA tensor, the matrices are numpy on cpu; move them",
+        "backend='cuda' needs CUDA tensors, the matrices are numpy on cpu; move them",
     ),
 ]
 
@@ -311,7 +335,7 @@ def test_a_wrong_number_of_threads_is_refused(count):
 
 
 def test_the_core_checks_again_for_itself():
-    core = compiled.require_core()
+    core, weights = compiled.require_core(), np.ones((4, 2), np.float32)
     with pytest.raises(ValueError, match="dtype int8 is not one of float32, float16, bfloat16"):
         core.merge([ONES], "int8", None, "float32", ONES, ONES, "float32")
     with pytest.raises(ValueError, match="items of 4 bytes, its dtype needs 2"):
@@ -319,11 +343,17 @@ def test_the_core_checks_again_for_itself():
     with pytest.raises(ValueError, match="3 coefficients per child for 1 experts"):
         core.merge([ONES], "float32", None, "float32", ONES, ONES.copy(), "float32")
     with pytest.raises(ValueError, match="not contiguous"):
-        core.svd_mutation(BATCH.transpose(0, 2, 1), np.ones((4, 2), np.float32), BATCH.copy())
-    with pytest.raises(ValueError, match="has 2 dimensions and format f, must have 3 and float32"):
-        core.svd_mutation(ONES, np.ones((4, 2), np.float32), BATCH.copy())
+        core.svd_mutation([BATCH[0].T], [weights[0]], [BATCH[0].T.copy()], False)
+    with pytest.raises(ValueError, match="has 3 dimensions and format f, must have 2 and float32"):
+        core.svd_mutation([BATCH], [weights[0]], [BATCH.copy()], False)
     with pytest.raises(ValueError, match="NaN or infinity in matrix 0, 1, 2, 3"):
-        core.svd_mutation(BATCH * np.float32("nan"), np.ones((4, 2), np.float32), BATCH.copy())
+        core.svd_mutation(list(BATCH * np.float32("nan")), list(weights), list(BATCH.copy()), False)
+    with pytest.raises(ValueError, match="NaN or infinity in the multipliers of matrix 1"):
+        core.svd_mutation(list(BATCH[:2]), [weights[0], weights[1] * np.inf], list(BATCH[:2].copy()), True)
+    with pytest.raises(ValueError, match="2 matrices, 1 multipliers and 2 places for results"):
+        core.svd_mutation(list(BATCH[:2]), [weights[0]], list(BATCH[:2].copy()), False)
+    with pytest.raises(ValueError, match="matrix 0 is 3 x 2 with 3 multipliers and a result of 6 elements"):
+        core.svd_mutation([BATCH[0]], [np.ones(3, np.float32)], [BATCH[0].copy()], False)
     with pytest.raises(ValueError, match="1 to 1024 threads, not 0"):
         core.set_num_threads(0)
 

@@ -12,7 +12,11 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 7), (10, 128), (64, 33), (128, 64)
 
 
 def compiled(matrices, multipliers):
-    return kernels.svd_mutation(matrices, multipliers, backend="compiled")
+    return kernels.svd_mutation(matrices, multipliers, precision="float64", backend="compiled")
+
+
+def compiled_in_single(matrices, multipliers):
+    return kernels.svd_mutation(matrices, multipliers, precision="float32", backend="compiled")
 
 
 def by_reference(matrices, multipliers):
@@ -24,8 +28,18 @@ def by_torch(matrices, multipliers):
     return cuda.wide_svd_mutation(torch.from_numpy(matrices), np.asarray(multipliers, np.float32)).numpy()
 
 
+def by_torch_in_single(matrices, multipliers):
+    numbers = np.asarray(multipliers, np.float32)
+    return cuda.wide_svd_mutation(torch.from_numpy(matrices), numbers, precision="float32").numpy()
+
+
 @pytest.fixture(params=[compiled, by_reference, by_torch], ids=lambda f: f.__name__)
 def mutate(request):
+    return request.param
+
+
+@pytest.fixture(params=[compiled_in_single, by_torch_in_single], ids=lambda f: f.__name__)
+def mutate_in_single(request):
     return request.param
 
 
@@ -43,6 +57,84 @@ def test_agrees_with_the_reference_on_spectra_with_gaps(rng, mutate, m, n):
     matrices = np.stack([with_spectrum(rng, m, n, sigma) for sigma in spectra]).astype(np.float32)
     w = rng.uniform(0.0, 1.5, (3, r)).astype(np.float32)
     np.testing.assert_allclose(mutate(matrices, w), by_reference(matrices, w), atol=1e-6)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_in_single_precision_the_error_stays_within_its_bound(rng, mutate_in_single, m, n):
+    r = min(m, n)
+    spectra = [np.linspace(1.0, 0.1, r), np.geomspace(1.0, 1e-6, r), 1.0 / np.arange(1, r + 1)]
+    matrices = np.stack([with_spectrum(rng, m, n, sigma) for sigma in spectra]).astype(np.float32)
+    w = rng.uniform(0.0, 0.3, (3, r)).astype(np.float32)
+    error = np.linalg.norm(mutate_in_single(matrices, w) - by_reference(matrices, w), ord=2, axis=(1, 2))
+    assert (
+        error < 0.3 * 3e-3
+    ).all()  # (max w - min w) · σ₁ times some √ε; LAPACK's divide and conquer takes most of it
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_in_single_precision_the_laws_hold_to_its_rounding(rng, mutate_in_single, m, n):
+    matrices = rng.standard_normal((3, m, n)).astype(np.float32)
+    largest = np.linalg.norm(matrices, ord=2, axis=(1, 2)).max()
+    constant = mutate_in_single(matrices, np.full((3, min(m, n)), -0.3))
+    np.testing.assert_allclose(constant, np.float32(-0.3) * matrices, atol=3e-6 * largest)
+    w = rng.uniform(0.5, 1.5, (3, min(m, n))).astype(np.float32)
+    expected = np.linalg.svd(matrices.astype(np.float64), compute_uv=False) * w
+    got = np.linalg.svd(mutate_in_single(matrices, w).astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(got, -np.sort(-expected, axis=1), atol=1e-5 * largest)
+    np.testing.assert_array_equal(mutate_in_single(np.zeros((1, m, n), np.float32), w[:1]), 0.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_matrices_of_many_shapes_go_in_one_call(rng, precision):
+    shapes = [(3, 5), (64, 64), (1, 1), (90, 7), (64, 64), (7, 90), (20, 500)]
+    matrices = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    w = [rng.random(min(shape)) for shape in shapes]
+    alone = [kernels.svd_mutation(x[None], [y], precision=precision)[0] for x, y in zip(matrices, w, strict=True)]
+    for got, expected in zip(kernels.svd_mutation(matrices, w, precision=precision), alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    flat = np.concatenate([matrix.ravel() for matrix in matrices])
+    ends = np.cumsum([matrix.size for matrix in matrices])
+    views = [flat[end - x.size : end].reshape(x.shape) for x, end in zip(matrices, ends, strict=True)]
+    assert kernels.svd_mutation(views, w, precision=precision, out=views) is views  # where they lie
+    np.testing.assert_array_equal(flat, np.concatenate([matrix.ravel() for matrix in alone]))
+
+
+def test_a_stack_may_be_written_over(rng):
+    matrices, w = rng.standard_normal((4, 6, 9)).astype(np.float32), rng.random((4, 6))
+    expected = kernels.svd_mutation(matrices, w)
+    tensor = torch.from_numpy(matrices.copy())
+    assert kernels.svd_mutation(tensor, w, out=tensor) is tensor
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+    kernels.svd_mutation(matrices, w, out=matrices)
+    np.testing.assert_array_equal(matrices, expected)
+
+
+@pytest.mark.parametrize("shape", [(400, 400), (390, 700), (700, 390)])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_large_matrices_are_mutated_by_torch(rng, shape, precision):
+    sigma = np.geomspace(1.0, 1e-3, 390)
+    matrix = with_spectrum(rng, *shape, sigma).astype(np.float32)
+    w = rng.uniform(0.0, 0.3, (1, min(shape)))
+    error = kernels.svd_mutation(matrix[None], w, precision=precision) - by_reference(matrix[None], w)
+    assert np.linalg.norm(error[0], ord=2) < (0.3 * 3e-3 if precision == "float32" else 1e-6)
+
+
+def test_float64_matrices_are_decomposed_accurately(rng):
+    matrix = with_spectrum(rng, 30, 20, np.geomspace(1.0, 1e-9, 20))
+    w = rng.uniform(0.0, 2.0, 20)
+    u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+    got = kernels.svd_mutation([matrix], [w])[0]
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, (u * (w * sigma)) @ vt, rtol=0, atol=1e-15)
+
+
+def test_a_matrix_without_convergence_is_computed_by_the_reference_and_named(rng, monkeypatch):
+    matrices, w = rng.standard_normal((4, 6, 9)).astype(np.float32), rng.random((4, 6))
+    expected = by_reference(matrices, w)
+    monkeypatch.setattr(kernels.compiled, "svd_mutation", lambda *given, precision: [1, 3])
+    with pytest.warns(RuntimeWarning, match="no convergence for matrix 1, 3; computed again by LAPACK's SVD"):
+        got = kernels.svd_mutation(matrices, w, out=matrices)
+    np.testing.assert_array_equal(got[[1, 3]], expected[[1, 3]])
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
@@ -130,7 +222,7 @@ def test_torch_tensors_give_torch_tensors_with_the_same_bits(rng):
     tensor = torch.from_numpy(matrices.transpose(0, 2, 1).copy()).mT  # not contiguous
     got = kernels.svd_mutation(tensor, torch.from_numpy(w))
     assert isinstance(got, torch.Tensor)
-    np.testing.assert_array_equal(got.numpy(), compiled(matrices, w))
+    np.testing.assert_array_equal(got.numpy(), compiled_in_single(matrices, w))
 
 
 def test_the_route_through_torch_names_matrices_that_are_not_finite():
