@@ -127,3 +127,9 @@ def set_num_threads(count: SupportsInt | SupportsIndex) -> None: ...
 def svd_mutation(
     matrices: Sequence[Buffer], multipliers: Sequence[Buffer], outs: Sequence[Buffer], twofold: bool
 ) -> list[int]: ...
+def uniform(
+    seed: SupportsInt | SupportsIndex,
+    model: SupportsInt | SupportsIndex,
+    tensor: SupportsInt | SupportsIndex,
+    out: Buffer,
+) -> None: ...

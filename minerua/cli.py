@@ -26,7 +26,7 @@ from minerua.errors import MineruaError, PluginError
 if TYPE_CHECKING:
     from minerua.merge.engine import Activations
     from minerua.registry import Plugin, Registry
-    from minerua.report import Summary
+    from minerua.report import Preflight, Summary
     from minerua.run import Progress
 
 # Plain help and plain errors: rich would add its import to every call, and pretty exceptions hide the cause.
@@ -110,7 +110,7 @@ def demo(
         say=lambda text: typer.echo(text, err=True),
     )
     with _progress_bar() as progress:
-        summary = execute(run_file, registry=registry, progress=progress)
+        summary = execute(run_file, registry=registry, progress=progress, announce=_announcer(as_json=as_json))
     _print_summary(summary, out, as_json=as_json)
 
 
@@ -126,7 +126,14 @@ def evolve(
     from minerua.run import execute
 
     with _progress_bar() as progress:
-        summary = execute(run_file, registry=load_registry(), out=out, resume=resume, progress=progress)
+        summary = execute(
+            run_file,
+            registry=load_registry(),
+            out=out,
+            resume=resume,
+            progress=progress,
+            announce=_announcer(as_json=as_json),
+        )
     _print_summary(summary, out or run_file.parent, as_json=as_json)
 
 
@@ -145,6 +152,13 @@ def report(
     events = read_journal(folder / JOURNAL)
     write_bytes(folder / "report.html", render(events).encode())
     _print_summary(summarise(events), folder, as_json=as_json)
+
+
+def _announcer(*, as_json: bool) -> "Callable[[Preflight], None] | None":
+    """Returns what prints on stderr how alike the experts are; `None` where it stands in the JSON that is printed."""
+    from minerua.report import preflight_text
+
+    return None if as_json else lambda found: typer.echo(preflight_text(found), err=True)
 
 
 def _print_summary(summary: "Summary", folder: Path, *, as_json: bool) -> None:

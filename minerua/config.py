@@ -71,6 +71,7 @@ class EvolutionConfig(_Section):
         crossover_per_tensor: Whether every tensor draws weights of its own.
         mutation: How singular values change, by name.
         mutation_strength: How much.
+        mutation_top: How many of the largest singular values have a multiplier of their own while the rest share one.
         mutation_probability: The share of children that are mutated.
         sampling: How parents are drawn, by name.
         bounds: Where the bins lie, by name.
@@ -78,6 +79,7 @@ class EvolutionConfig(_Section):
         soups: Whether the final model is chosen among means of many elites.
         lower_bounds: Lowest score of each task's first bin, in the order of the tasks; in place of `bounds`.
         upper_bounds: Highest score of each task's last bin; the same.
+        precision: In which the singular vectors of the mutation are found: `float32` or `float64`.
     """
 
     variant: Literal["minerua", "paper", "repo"] = "minerua"
@@ -89,6 +91,7 @@ class EvolutionConfig(_Section):
     crossover_per_tensor: bool | None = None
     mutation: Literal["literal", "additive", "two-sided", "expert", "gaussian", "none"] | None = None
     mutation_strength: Real | None = pydantic.Field(default=None, ge=0)
+    mutation_top: Whole | None = pydantic.Field(default=None, ge=0)
     mutation_probability: Real | None = pydantic.Field(default=None, ge=0, le=1)
     sampling: Literal["elite", "elite-repository", "uniform"] | None = None
     bounds: Literal["experts", "best-seed"] | None = None
@@ -96,6 +99,16 @@ class EvolutionConfig(_Section):
     soups: bool | None = None
     lower_bounds: tuple[Real, ...] | None = None
     upper_bounds: tuple[Real, ...] | None = None
+    precision: Literal["float32", "float64"] = "float32"
+
+    @pydantic.model_validator(mode="after")
+    def _spectrum(self) -> EvolutionConfig:
+        if self.mutation_top is not None and self.mutation in ("gaussian", "none"):
+            raise ValueError(
+                f"mutation_top is about singular values, which the mutation {self.mutation!r} does not touch; "
+                "leave one of the two out"
+            )
+        return self
 
 
 class RunConfig(_Section):

@@ -123,6 +123,17 @@ def test_wrong_and_missing_keys_are_told_with_their_place_and_the_nearest_one(ch
         ({"evolution": {"bins": 1001}}, "evolution.bins: Input should be less than or equal to 1000, found 1001"),
         ({"evolution": {"mutation": "svd"}}, "evolution.mutation: Input should be 'literal', "),
         ({"evolution": {"mutation_strength": -1}}, "evolution.mutation_strength: Input should be greater than or eq"),
+        (
+            {"evolution": {"mutation_top": -1}},
+            "evolution.mutation_top: Input should be greater than or equal to 0, fou",
+        ),
+        ({"evolution": {"mutation_top": True}}, "evolution.mutation_top: must be a number, found True"),
+        (
+            {"evolution": {"mutation": "gaussian", "mutation_top": 4}},
+            "evolution: mutation_top is about singular values, which the mutation 'gaussian' does not touch; leave one "
+            "of the two out",
+        ),
+        ({"evolution": {"precision": "half"}}, "evolution.precision: Input should be 'float32' or 'float64', found 'h"),
         ({"evolution": {"sampling": "best"}}, "evolution.sampling: Input should be 'elite', "),
         ({"evolution": {"merges": "mean"}}, "evolution.merges: Input should be a valid tuple, found 'mean'"),
         ({"evolution": {"lower_bounds": [0, "x"]}}, "evolution.lower_bounds.1: Input should be a valid number, "),

@@ -216,6 +216,12 @@ void draw_mask(const MaskTuple& given, std::size_t size, const py::buffer& out) 
   draw(masks[0], size, static_cast<std::uint64_t*>(bits.ptr));
 }
 
+void draw_uniform_numbers(std::uint64_t seed, std::uint32_t model, std::uint32_t tensor, const py::buffer& out) {
+  const py::buffer_info numbers = floats(out, 1, true);
+  const py::gil_scoped_release unlocked;
+  draw_uniform({seed, model, tensor}, static_cast<std::size_t>(numbers.size), static_cast<float*>(numbers.ptr));
+}
+
 void masked_sums_of(const std::vector<SourceTuple>& given, const std::optional<SourceTuple>& base,
                     const std::vector<MaskTuple>& masks, const py::buffer& out) {
   Unpacked unpacked;
@@ -280,6 +286,8 @@ void define_passes(py::module_& module) {
              "Returns a threshold for each source.");
   module.def("draw", &draw_mask, py::arg("mask"), py::arg("size"), py::arg("out"),
              "Fills `out`, uint64, with a bit for each element: whether a mask draws it.");
+  module.def("uniform", &draw_uniform_numbers, py::arg("seed"), py::arg("model"), py::arg("tensor"), py::arg("out"),
+             "Fills `out` with random numbers in [0, 1).");
   module.def("masked_sums", &masked_sums_of, py::arg("sources"), py::arg("base"), py::arg("masks"), py::arg("out"),
              "Fills `out`, float64, with sums of magnitudes before and after the masks.");
   module.def("merge_masked", &merge_masked_of, py::arg("sources"), py::arg("base"), py::arg("masks"),

@@ -204,6 +204,16 @@ void Masking::draw(const Mask& mask, std::size_t k, std::size_t begin, std::size
   tile.words = words_.data() + begin % 64;
 }
 
+void draw_uniform(const isa::RandomStream& stream, std::size_t size, float* numbers) {
+  constexpr std::size_t blocks = 16;
+  std::uint32_t words[64 * blocks];
+  for (std::size_t begin = 0; begin < size; begin += 64 * blocks) {
+    const std::size_t count = std::min(64 * blocks, size - begin);
+    isa::loops().random_words(stream, begin / 64, (count + 63) / 64, words);
+    for (std::size_t i = 0; i < count; ++i) numbers[begin + i] = static_cast<float>(words[i] >> 8) * 0x1p-24f;
+  }
+}
+
 void draw(const Mask& mask, std::size_t size, std::uint64_t* bits) {
   const std::size_t numbers = size / 64 + 2;
   const double limit = limit_of(mask.keep);

@@ -35,6 +35,9 @@ struct Mask {
 /// element i.
 void draw(const Mask& mask, std::size_t size, std::uint64_t* bits);
 
+/// Fills `numbers` with the upper 24 bits of each element's random word, over 2^24: uniform in [0, 1).
+void draw_uniform(const isa::RandomStream& stream, std::size_t size, float* numbers);
+
 /// How a tensor is cut for these masks: in whole rows where ranks within rows are needed.
 /// @throws InvalidArgument, under the name of the operation, unless there is a mask for each source and they fit.
 RowChunks mask_chunks(const char* operation, const std::vector<Mask>& masks, std::size_t size);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "core/chunks.hpp"
+#include "core/dtype.hpp"
 #include "core/error.hpp"
 #include "isa/loops.hpp"
 
@@ -44,7 +46,7 @@ class Workspace {
         vectors_(gram_.size()),
         scaled_(gram_.size()),
         eigenvalues_(stride_),
-        scratch_(8 * stride_),
+        scratch_(isa::eigen_scratch_rows * stride_),
         order_(columns_) {}
 
   bool fits(const SpectrumChange& change) const {
@@ -77,17 +79,31 @@ class Workspace {
 /// Copies the matrix into tall form, times 2^-exponent.
 template <class Real>
 void Workspace<Real>::read_tall(const float* matrix, double factor) {
-  for (std::size_t i = 0; i < rows_; ++i)
+  if (wide_) {
     for (std::size_t j = 0; j < columns_; ++j)
-      tall_[i * stride_ + j] = static_cast<Real>(factor * (wide_ ? matrix[j * rows_ + i] : matrix[i * columns_ + j]));
+      for (std::size_t i = 0; i < rows_; ++i) tall_[i * stride_ + j] = static_cast<Real>(factor * matrix[j * rows_ + i]);
+    return;
+  }
+  for (std::size_t i = 0; i < rows_; ++i) {
+    const float* const from = matrix + i * columns_;
+    Real* const to = tall_.data() + i * stride_;
+    for (std::size_t j = 0; j < columns_; ++j) to[j] = static_cast<Real>(factor * from[j]);
+  }
 }
 
 template <class Real>
 void Workspace<Real>::write_tall(double factor, float* matrix) const {
-  for (std::size_t i = 0; i < rows_; ++i)
+  const auto scaled = [factor](Real value) { return static_cast<float>(factor * static_cast<double>(value)); };
+  if (wide_) {
     for (std::size_t j = 0; j < columns_; ++j)
-      (wide_ ? matrix[j * rows_ + i] : matrix[i * columns_ + j]) =
-          static_cast<float>(factor * static_cast<double>(product_[i * stride_ + j]));
+      for (std::size_t i = 0; i < rows_; ++i) matrix[j * rows_ + i] = scaled(product_[i * stride_ + j]);
+    return;
+  }
+  for (std::size_t i = 0; i < rows_; ++i) {
+    const Real* const from = product_.data() + i * stride_;
+    float* const to = matrix + i * columns_;
+    for (std::size_t j = 0; j < columns_; ++j) to[j] = scaled(from[j]);
+  }
 }
 
 /// product = tall · V diag(w) Vᵀ, eigenvectors in the rows of `vectors`; multiplier r belongs to the r-th largest eigenvalue.
@@ -98,23 +114,29 @@ void Workspace<Real>::scale_and_multiply(const float* multipliers) {
                    [this](std::size_t a, std::size_t b) { return eigenvalues_[a] > eigenvalues_[b]; });
   for (std::size_t rank = 0; rank < columns_; ++rank) {
     const std::size_t row = order_[rank] * stride_;
-    for (std::size_t j = 0; j < stride_; ++j) scaled_[row + j] = static_cast<Real>(multipliers[rank]) * vectors_[row + j];
+    const Real factor = static_cast<Real>(multipliers[rank]);
+    const Real* const from = vectors_.data() + row;
+    Real* const to = scaled_.data() + row;
+    for (std::size_t j = 0; j < stride_; ++j) to[j] = factor * from[j];
   }
   multiply(scaled_, 1, stride_, vectors_, gram_, columns_, columns_, true);
   multiply(tall_, stride_, 1, gram_, product_, rows_, columns_, false);
 }
 
-bool all_finite(const float* values, std::size_t count) {
-  return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+/// The largest magnitude; of anything that is not finite it makes infinity or NaN.
+float largest_of(const float* values, std::size_t count) {
+  std::int32_t largest = 0;  // magnitudes order as the bits below the sign do
+  for (std::size_t i = 0; i < count; ++i)
+    largest = std::max(largest, static_cast<std::int32_t>(bits_of_float(values[i]) & 0x7fffffffu));
+  return float_from_bits(static_cast<std::uint32_t>(largest));
 }
 
 template <class Real>
 Outcome Workspace<Real>::mutate(const SpectrumChange& change) {
   const std::size_t count = rows_ * columns_;
-  if (!all_finite(change.matrix, count)) return Outcome::matrix_not_finite;
-  if (!all_finite(change.multipliers, columns_)) return Outcome::multiplier_not_finite;
-  float largest = 0.0f;
-  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(change.matrix[i]));
+  const float largest = largest_of(change.matrix, count);
+  if (!std::isfinite(largest)) return Outcome::matrix_not_finite;
+  if (!std::isfinite(largest_of(change.multipliers, columns_))) return Outcome::multiplier_not_finite;
   if (!(largest > 0.0f)) {
     std::fill(change.out, change.out + count, 0.0f);
     return Outcome::done;

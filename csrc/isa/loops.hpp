@@ -127,6 +127,8 @@ struct MatrixProduct {
   bool is_symmetric;
 };
 
+inline constexpr std::size_t eigen_scratch_rows = 103;
+
 /// What an SVD mutation is made of, in one precision.
 template <class Real>
 struct SpectralLoops {
@@ -134,7 +136,7 @@ struct SpectralLoops {
 
   /// Eigen-decomposition of the symmetric matrix `a` (size × size, rows `stride` apart, destroyed): eigenvalues[k], unsorted,
   /// with eigenvector k in row k of `vectors` (same stride). The largest entry should not be far from 1. `scratch` holds
-  /// 8 * stride numbers; `stride` is a multiple of a cache line with stride >= size, and columns from `size` on must be zero
+  /// eigen_scratch_rows * stride numbers; `stride` is a multiple of a cache line with stride >= size, and columns from `size` on must be zero
   /// in `a`; they are zero in `vectors` afterwards. Returns false if an eigenvalue needed more than 60 QL sweeps.
   bool (*eigen)(Real* a, std::size_t size, std::size_t stride, Real* eigenvalues, Real* vectors, Real* scratch);
 };

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 
+#include "isa/loops.hpp"
 #include "isa/vectors.hpp"
 
 namespace minerua::isa {
@@ -32,6 +33,8 @@ struct Precision<float> {
 
 constexpr int max_sweeps = 60;
 
+inline double fused(double x, double y, double z) { return __builtin_fma(x, y, z); }
+inline float fused(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 inline double root_of(double square) { return __builtin_sqrt(square); }
 inline float root_of(float square) { return __builtin_sqrtf(square); }
 inline double size_of_number(double x) { return __builtin_fabs(x); }
@@ -47,6 +50,11 @@ constexpr std::size_t strip_lines = 4;
 #else
 constexpr std::size_t strip_lines = 1;
 #endif
+
+/// Sweeps whose rotations are kept before they are applied.
+constexpr std::size_t kept_sweeps = 32;
+
+static_assert(eigen_scratch_rows == 7 + 3 * kept_sweeps, "as many rows as Rows has");
 
 template <class Real>
 inline Line<Real> line_at(const Real* values, std::size_t i) {
@@ -73,7 +81,7 @@ inline void fill(Real* values, std::size_t begin, std::size_t end, Real value) {
 
 template <class Real>
 inline Real hypotenuse(Real x, Real y) {
-  const Real square = x * x + y * y;
+  const Real square = fused(x, x, y * y);
   if (square > Precision<Real>::negligible * Precision<Real>::negligible) return root_of(square);
   const double wide = __builtin_hypot(static_cast<double>(x), static_cast<double>(y));
   return static_cast<Real>(wide);
@@ -95,56 +103,63 @@ inline Real householder_vector(Real* row, std::size_t i, std::size_t stride, Rea
   return norm * (norm + size_of_number(last));  // = vᵀv / 2
 }
 
-/// One pass over rows [0, count) and a strip of columns: row j loses left[j] · across, and with `two_sided` also across2[j] ·
-/// left's strip; then product += next[j] · row j.
-template <class Real, std::size_t lines, bool two_sided>
-inline void pass_over_strip(Real* a, std::size_t count, std::size_t stride, std::size_t column, const Real* left,
-                            const Real* across, const Real* next, Real* product) {
-  Line<Real> acrosses[lines], lefts[lines], sums[lines] = {};
+/// What one pass does to every row j: it loses factors[c][j] · across[c] for one or two changes c; then products[p] gains
+/// next[p][j] · row j for one or two products p.
+template <class Real>
+struct Pass {
+  const Real *factors[2], *across[2], *next[2];
+  Real* products[2];
+};
+
+/// A pass over rows [0, count) of a strip of columns.
+template <class Real, std::size_t lines, std::size_t changes, std::size_t products>
+inline void pass_over_strip(const Pass<Real>& pass, Real* a, std::size_t count, std::size_t stride, std::size_t column) {
+  Line<Real> across[changes][lines], sums[products][lines] = {};
 #pragma GCC unroll 4
-  for (std::size_t l = 0; l < lines; ++l) {
-    acrosses[l] = line_at(across, column + l * line<Real>);
-    if (two_sided) lefts[l] = line_at(left, column + l * line<Real>);
-  }
+  for (std::size_t l = 0; l < lines; ++l)
+#pragma GCC unroll 2
+    for (std::size_t c = 0; c < changes; ++c) across[c][l] = line_at(pass.across[c], column + l * line<Real>);
   for (std::size_t j = 0; j < count; ++j) {
     Real* const row = a + j * stride + column;
-    const Real by_left = -left[j], by_across = -across[j], by_next = next[j];
 #pragma GCC unroll 4
     for (std::size_t l = 0; l < lines; ++l) {
-      Line<Real> values = multiply_add(by_left, acrosses[l], line_at(row, l * line<Real>));
-      if (two_sided) values = multiply_add(by_across, lefts[l], values);
+      Line<Real> values = line_at(row, l * line<Real>);
+#pragma GCC unroll 2
+      for (std::size_t c = 0; c < changes; ++c) values = multiply_add(-pass.factors[c][j], across[c][l], values);
       values.store(row + l * line<Real>);
-      sums[l] = multiply_add(by_next, values, sums[l]);
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < products; ++p) sums[p][l] = multiply_add(pass.next[p][j], values, sums[p][l]);
     }
   }
 #pragma GCC unroll 4
-  for (std::size_t l = 0; l < lines; ++l) sums[l].store(product + column + l * line<Real>);
+  for (std::size_t l = 0; l < lines; ++l)
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < products; ++p) sums[p][l].store(pass.products[p] + column + l * line<Real>);
 }
 
 /// The same over columns [0, columns), rounded up to a line.
-template <class Real, bool two_sided>
-inline void pass_over_rows(Real* a, std::size_t count, std::size_t columns, std::size_t stride, const Real* left,
-                           const Real* across, const Real* next, Real* product) {
+template <class Real, std::size_t changes, std::size_t products>
+inline void pass_over_rows(const Pass<Real>& given, Real* a, std::size_t count, std::size_t columns, std::size_t stride) {
+  const Pass<Real> pass = given;  // a copy: no row can be part of it
   std::size_t column = 0;
   for (; column + (strip_lines - 1) * line<Real> < columns; column += strip_lines * line<Real>)
-    pass_over_strip<Real, strip_lines, two_sided>(a, count, stride, column, left, across, next, product);
+    pass_over_strip<Real, strip_lines, changes, products>(pass, a, count, stride, column);
   for (; column < columns; column += line<Real>)
-    pass_over_strip<Real, 1, two_sided>(a, count, stride, column, left, across, next, product);
+    pass_over_strip<Real, 1, changes, products>(pass, a, count, stride, column);
 }
 
 /// Rows that the passes need beside a matrix.
 template <class Real>
 struct Rows {
-  Real *off, *h, *product, *across, *cosine, *sine, *none;
+  Real *off, *h, *products[2], *across[2], *none, *factors;
 
   Rows(Real* scratch, std::size_t stride)
       : off(scratch),
         h(scratch + stride),
-        product(scratch + 2 * stride),
-        across(scratch + 3 * stride),
-        cosine(scratch + 4 * stride),
-        sine(scratch + 5 * stride),
-        none(scratch + 6 * stride) {
+        products{scratch + 2 * stride, scratch + 3 * stride},
+        across{scratch + 4 * stride, scratch + 5 * stride},
+        none(scratch + 6 * stride),
+        factors(scratch + 7 * stride) {
     fill(none, 0, stride, Real{0});
   }
 };
@@ -152,13 +167,15 @@ struct Rows {
 /// across = p - (vᵀp / 2h) v with p = A v / h, given A v in `product`; zeros where there is no reflection.
 template <class Real>
 inline void find_across(const Real* v, Real h, std::size_t i, std::size_t stride, Rows<Real>& rows) {
-  fill(rows.across, 0, stride, Real{0});
+  Real* const product = rows.products[0];
+  Real* const across = rows.across[0];
+  fill(across, 0, stride, Real{0});
   if (!(h > Real{0})) return;
-  fill(rows.product, i, stride, Real{0});
-  const Real share = dot(v, rows.product, i) / h / (h + h);
+  fill(product, i, stride, Real{0});
+  const Real share = dot(v, product, i) / h / (h + h);
   for (std::size_t c = 0; c < i; c += line<Real>) {
-    const Line<Real> scaled = (Real{1} / h) * line_at(rows.product, c);
-    multiply_add(-share, line_at(v, c), scaled).store(rows.across + c);
+    const Line<Real> scaled = (Real{1} / h) * line_at(product, c);
+    multiply_add(-share, line_at(v, c), scaled).store(across + c);
   }
 }
 
@@ -172,38 +189,64 @@ inline void tridiagonalise(Real* a, std::size_t size, std::size_t stride, Real* 
     if (i > 0) rows.h[i] = householder_vector(a + i * stride, i, stride, &rows.off[i]);
   };
   reflect(size - 1);
-  if (size > 1)
-    pass_over_rows<Real, false>(a, size - 1, size - 1, stride, rows.none, rows.none, a + (size - 1) * stride, rows.product);
+  const Pass<Real> first{{rows.none, nullptr}, {rows.none, nullptr}, {a + (size - 1) * stride, nullptr},
+                         {rows.products[0], nullptr}};
+  pass_over_rows<Real, 1, 1>(first, a, size - 1, size - 1, stride);
   for (std::size_t i = size - 1; i > 0; --i) {
     const Real* const v = a + i * stride;
+    const Real* const across = rows.across[0];
     find_across(v, rows.h[i], i, stride, rows);
     Real* const next = a + (i - 1) * stride;
     for (std::size_t c = 0; c < i; c += line<Real>) {
-      const Line<Real> values = multiply_add(-v[i - 1], line_at(rows.across, c), line_at(next, c));
-      multiply_add(-rows.across[i - 1], line_at(v, c), values).store(next + c);
+      const Line<Real> values = multiply_add(-v[i - 1], line_at(across, c), line_at(next, c));
+      multiply_add(-across[i - 1], line_at(v, c), values).store(next + c);
     }
     reflect(i - 1);
-    if (i > 1) pass_over_rows<Real, true>(a, i - 1, i - 1, stride, v, rows.across, next, rows.product);
+    const Pass<Real> both{{v, across}, {across, v}, {next, nullptr}, {rows.products[0], nullptr}};
+    pass_over_rows<Real, 2, 1>(both, a, i - 1, i - 1, stride);
   }
 }
 
-/// Fills `vectors` with Q = H_(size - 1) … H_1, whose leading blocks grow by a row and a column with each reflection.
+/// out = factor · x over whole lines of the first `count`, zero beyond.
+template <class Real>
+inline void write_multiple(Real factor, const Real* x, std::size_t count, std::size_t stride, Real* out) {
+  fill(out, 0, stride, Real{0});
+  for (std::size_t c = 0; c < count; c += line<Real>) (factor * line_at(x, c)).store(out + c);
+}
+
+/// Fills `vectors` with Q = H_(size - 1) … H_1, whose leading blocks grow by a row and a column with each reflection. Two
+/// reflections go into one pass: what the second one's vector meets after the first is known from what both meet before.
 template <class Real>
 inline void accumulate(const Real* a, std::size_t size, std::size_t stride, Rows<Real>& rows, Real* vectors) {
   fill(vectors, 0, size * stride, Real{0});
+  const auto vector = [&](std::size_t i) { return i < size ? a + i * stride : rows.none; };
+  const auto inverse = [&](std::size_t i) { return i < size && rows.h[i] > Real{0} ? Real{1} / rows.h[i] : Real{0}; };
   vectors[0] = Real{1};
-  for (std::size_t i = 1; i < size; ++i) {
-    const Real* const v = a + i * stride;
-    const Real* const next = i + 1 < size ? v + stride : rows.none;
-    if (i == 1) fill(rows.product, 0, stride, Real{0}), rows.product[0] = v[0];
-    fill(rows.across, 0, stride, Real{0});
-    if (rows.h[i] > Real{0})
-      for (std::size_t c = 0; c < i; c += line<Real>)
-        ((Real{1} / rows.h[i]) * line_at(rows.product, c)).store(rows.across + c);
-    pass_over_rows<Real, false>(vectors, i, i, stride, v, rows.across, next, rows.product);
-    vectors[i * stride + i] = Real{1};
-    fill(rows.product, i, stride, Real{0});
-    rows.product[i] = next[i];
+  for (std::size_t p = 0; p < 2; ++p) {
+    fill(rows.products[p], 0, stride, Real{0});
+    rows.products[p][0] = vector(1 + p)[0];
+  }
+  for (std::size_t i = 1; i < size; i += 2) {
+    const Real *const v = vector(i), *const second = vector(i + 1);
+    write_multiple(inverse(i), rows.products[0], i, stride, rows.across[0]);
+    const Real cross = dot(second, v, i);
+    for (std::size_t c = 0; c < i; c += line<Real>)
+      multiply_add(-cross, line_at(rows.across[0], c), line_at(rows.products[1], c)).store(rows.products[1] + c);
+    rows.products[1][i] = second[i];
+    write_multiple(inverse(i + 1), rows.products[1], i + 1, stride, rows.across[1]);
+    const Pass<Real> pass{{v, second}, {rows.across[0], rows.across[1]}, {vector(i + 2), vector(i + 3)},
+                          {rows.products[0], rows.products[1]}};
+    pass_over_rows<Real, 2, 2>(pass, vectors, i, i + 1, stride);
+    Real* const own = vectors + i * stride;
+    write_multiple(-second[i], rows.across[1], i + 1, stride, own);
+    own[i] += Real{1};
+    if (i + 1 < size) vectors[(i + 1) * stride + i + 1] = Real{1};
+    for (std::size_t p = 0; p < 2; ++p) {
+      fill(rows.products[p], i + 1, stride, Real{0});
+      for (std::size_t c = 0; c < i + 1; c += line<Real>)
+        multiply_add(pass.next[p][i], line_at(own, c), line_at(rows.products[p], c)).store(rows.products[p] + c);
+      if (i + 1 < size) rows.products[p][i + 1] = pass.next[p][i + 1];
+    }
   }
 }
 
@@ -220,34 +263,77 @@ inline void transpose(Real* matrix, std::size_t size, std::size_t stride) {
         }
 }
 
-/// Applies rotations last - 1 … first, each mixing rows i and i + 1 of `vectors`, to one strip of columns.
+/// The rotations of one sweep: number i, from last - 1 down to first, mixes rows i and i + 1. What is carried from one to the
+/// next is kept as a multiple of a row k, so that a rotation takes three operations instead of four:
+/// row i + 1 = sines[i] · row i + cosines[i] · k, then k = row i + carries[i] · k, and after the last one row first = scale · k.
+template <class Real>
+struct Sweep {
+  Real *sines, *cosines, *carries;
+  std::size_t first, last;
+  Real scale;
+};
+
+/// Applies a sweep to one strip of columns.
 template <class Real, std::size_t lines>
-inline void rotate_strip(Real* vectors, std::size_t stride, std::size_t first, std::size_t last, const Real* cosine,
-                         const Real* sine) {
+inline void rotate_strip(Real* vectors, std::size_t stride, const Sweep<Real> sweep) {
   Line<Real> carried[lines];
-  for (std::size_t l = 0; l < lines; ++l) carried[l] = line_at(vectors + last * stride, l * line<Real>);
-  for (std::size_t i = last; i-- > first;) {
+#pragma GCC unroll 4
+  for (std::size_t l = 0; l < lines; ++l) carried[l] = line_at(vectors + sweep.last * stride, l * line<Real>);
+  for (std::size_t i = sweep.last; i-- > sweep.first;) {
     Real* const row = vectors + i * stride;
-    const Real c = cosine[i], s = sine[i];
 #pragma GCC unroll 4
     for (std::size_t l = 0; l < lines; ++l) {
       const Line<Real> upper = line_at(row, l * line<Real>);
-      multiply_add(s, upper, c * carried[l]).store(row + stride + l * line<Real>);
-      carried[l] = multiply_add(c, upper, -s * carried[l]);
+      multiply_add(sweep.cosines[i], carried[l], sweep.sines[i] * upper).store(row + stride + l * line<Real>);
+      carried[l] = multiply_add(sweep.carries[i], carried[l], upper);
     }
   }
-  for (std::size_t l = 0; l < lines; ++l) carried[l].store(vectors + first * stride + l * line<Real>);
+#pragma GCC unroll 4
+  for (std::size_t l = 0; l < lines; ++l)
+    (sweep.scale * carried[l]).store(vectors + sweep.first * stride + l * line<Real>);
 }
 
+/// Sweeps of rotations that are still to be applied to the rows of the vectors: many at once, so that a strip of columns is
+/// brought into the first-level cache once for all of them.
 template <class Real>
-inline void rotate_rows(Real* vectors, std::size_t stride, std::size_t first, std::size_t last, const Real* cosine,
-                        const Real* sine) {
-  std::size_t column = 0;
-  for (; column + 4 * line<Real> <= stride; column += 4 * line<Real>)
-    rotate_strip<Real, 4>(vectors + column, stride, first, last, cosine, sine);
-  for (; column < stride; column += line<Real>)
-    rotate_strip<Real, 1>(vectors + column, stride, first, last, cosine, sine);
-}
+class Rotations {
+ public:
+  Rotations(Real* vectors, std::size_t size, std::size_t stride, const Rows<Real>& rows)
+      : vectors_(vectors), size_(size), stride_(stride), factors_(rows.factors) {}
+
+  /// Where the next sweep is to be written.
+  Sweep<Real> next() const {
+    Real* const own = factors_ + 3 * count_ * stride_;
+    return {own, own + stride_, own + 2 * stride_, 0, 0, Real{1}};
+  }
+
+  void keep(const Sweep<Real>& sweep) {
+    sweeps_[count_] = sweep;
+    if (++count_ == kept_sweeps) apply();
+  }
+
+  void apply() {
+    constexpr std::size_t most_bytes = 32768;  // of a strip: what a first-level cache holds beside the rotations
+    const std::size_t lines = 2 * 64 * size_ <= most_bytes ? 2 : 1;
+    std::size_t column = 0;
+    for (; lines == 2 && column + 2 * line<Real> <= stride_; column += 2 * line<Real>) apply_to_strip<2>(column);
+    for (; column < stride_; column += line<Real>) apply_to_strip<1>(column);
+    count_ = 0;
+  }
+
+ private:
+  template <std::size_t lines>
+  void apply_to_strip(std::size_t column) const {
+    for (std::size_t kept = 0; kept < count_; ++kept)
+      rotate_strip<Real, lines>(vectors_ + column, stride_, sweeps_[kept]);
+  }
+
+  Real* const vectors_;
+  const std::size_t size_, stride_;
+  Real* const factors_;
+  std::size_t count_ = 0;
+  Sweep<Real> sweeps_[kept_sweeps];
+};
 
 /// The first index m >= l at which the tridiagonal matrix falls apart; off[m + 1] couples m and m + 1.
 template <class Real>
@@ -261,50 +347,60 @@ inline std::size_t end_of_block(const Real* diagonal, const Real* off, std::size
   return m;
 }
 
-/// One implicit QL sweep over the block l … m. Returns the index of the lowest rotation made: l, or more where the sweep
-/// split the block on its way.
+/// One implicit QL sweep over the block l … m, written to `out`, whose first row is l, or more where the sweep split the block
+/// on its way.
 template <class Real>
-inline std::size_t sweep(Real* d, Real* off, std::size_t l, std::size_t m, Real* cosine, Real* sine) {
+inline void make_sweep(Real* d, Real* off, std::size_t l, std::size_t m, Sweep<Real>& out) {
   Real g = (d[l + 1] - d[l]) / (Real{2} * off[l + 1]);
   const Real root = hypotenuse(g, Real{1});
   g = d[m] - d[l] + off[l + 1] / (g < Real{0} ? g - root : g + root);  // Wilkinson's shift
-  Real c{1}, s{1}, p{0};
+  Real c{1}, s{1}, p{0}, scale{1};
+  out.last = m;
+  out.first = l;
   for (std::size_t i = m; i-- > l;) {
     const Real f = s * off[i + 1], b = c * off[i + 1];
-    const Real r = hypotenuse(f, g);
+    const Real r = hypotenuse(g, f);
     if (i + 2 <= m) off[i + 2] = r;
     if (!(r > Real{0})) {  // the block falls apart below i + 1
       d[i + 1] -= p;
-      return i + 1;
+      out.first = i + 1;
+      out.scale = scale;
+      return;
     }
     const Real inverse = Real{1} / r;
     s = f * inverse;
     c = g * inverse;
     g = d[i + 1] - p;
-    const Real t = (d[i] - g) * s + Real{2} * c * b;
+    const Real t = fused(d[i] - g, s, Real{2} * c * b);
     p = s * t;
     d[i + 1] = g + p;
-    g = c * t - b;
-    cosine[i] = c;
-    sine[i] = s;
+    g = fused(c, t, -b);
+    out.sines[i] = s;
+    out.cosines[i] = c * scale;
+    const Real carried = size_of_number(c) > Precision<Real>::negligible ? c : Precision<Real>::negligible;
+    out.carries[i] = -s * scale / carried;
+    scale = carried;
   }
   d[l] -= p;
   off[l + 1] = g;
-  return l;
+  out.scale = scale;
 }
 
 /// Diagonalises the tridiagonal matrix and turns the rows of `vectors` along with it.
 template <class Real>
 inline bool diagonalise(Real* d, std::size_t size, Real* vectors, std::size_t stride, Rows<Real>& rows) {
+  Rotations<Real> rotations(vectors, size, stride, rows);
   for (std::size_t l = 0; l < size; ++l) {
     int sweeps = 0;
     for (std::size_t m = end_of_block(d, rows.off, l, size); m != l; m = end_of_block(d, rows.off, l, size)) {
       if (++sweeps > max_sweeps) return false;
-      const std::size_t lowest = sweep(d, rows.off, l, m, rows.cosine, rows.sine);
+      Sweep<Real> sweep = rotations.next();
+      make_sweep(d, rows.off, l, m, sweep);
       if (m + 1 < size) rows.off[m + 1] = Real{0};
-      rotate_rows(vectors, stride, lowest, m, rows.cosine, rows.sine);
+      rotations.keep(sweep);
     }
   }
+  rotations.apply();
   return true;
 }
 

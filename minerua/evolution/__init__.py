@@ -3,7 +3,13 @@
 from minerua.evolution.archive import AddStatus, Archive, ArchiveStats, Bounds
 from minerua.evolution.cycle import Cycle, Proposal, Result
 from minerua.evolution.journal import Journal, decode_outcome, encode_outcome, read_journal
-from minerua.evolution.operators import READINGS, aggregation_weights, crossover_coefficients, directed_coefficients
+from minerua.evolution.operators import (
+    READINGS,
+    aggregation_weights,
+    crossover_coefficients,
+    directed_coefficients,
+    multipliers,
+)
 from minerua.evolution.selection import SAMPLERS, elite_probabilities, elite_probabilities_of_repository
 
 __all__ = [
@@ -24,5 +30,6 @@ __all__ = [
     "elite_probabilities",
     "elite_probabilities_of_repository",
     "encode_outcome",
+    "multipliers",
     "read_journal",
 ]

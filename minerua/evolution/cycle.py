@@ -2,13 +2,14 @@
 
 `ask` names parents, `breed` makes the child, `tell` files its scores; nothing else has effects. A child depends on its
 parents, on its number and on the run's seed alone, so it can be bred again at any time: genomes of the dead are
-forgotten, and a resumed run breeds only what it still needs.
+forgotten, and a resumed run breeds only what it still needs. Where the genomes of the living are kept is the caller's
+choice: any mapping of names to genomes will do.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +73,9 @@ class Cycle:
         sampler: Gives each elite's probability of being a parent; the paper's elite sampling.
         bins: Bins per behaviour characteristic.
         seed: The run's seed, from 0 to 2⁶³ − 1; with the child's number it is the key of a Philox generator.
+        genomes: Where the genomes of elites are kept, by name, for as long as somebody needs them; what it holds
+            already is taken as it is. A fresh dictionary by default. The cycle itself keeps the seeds, and children
+            until they are told.
 
     Raises:
         EvolutionError: If no seed has scores, or a seed is scored on another number of tasks than `bounds` has.
@@ -87,6 +91,7 @@ class Cycle:
         sampler: Sampler = SAMPLERS["elite"],
         bins: int = 15,
         seed: int = 0,
+        genomes: MutableMapping[str, Genome] | None = None,
     ) -> None:
         tasks = len(bounds.lower)
         self.archives: Final = tuple(Archive(task, bounds, bins=bins) for task in range(tasks))
@@ -94,7 +99,8 @@ class Cycle:
         self._founders = {genome.digest: genome for genome, _ in seeds}
         self._first_child = self._next = len(seeds)
         self._origin: dict[str, Proposal] = {}
-        self._genomes: dict[str, Genome] = {}
+        self._cradle: dict[str, Genome] = {}
+        self._genomes: MutableMapping[str, Genome] = {} if genomes is None else genomes
         self._occupied: Counter[str] = Counter()
         self._pending: dict[int, Proposal] = {}
         self._told: dict[int, tuple[str, object]] = {}
@@ -112,6 +118,12 @@ class Cycle:
     def pending(self) -> tuple[Proposal, ...]:
         """Children that were asked for and not yet told, in the order in which they were asked."""
         return tuple(self._pending.values())
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Names of the children whose genomes are needed: elites, and parents of children still to be bred; sorted."""
+        parents = {digest for proposal in self._pending.values() for digest in proposal.parents}
+        return tuple(sorted(((+self._occupied).keys() | parents) - self._founders.keys()))
 
     def ask(self, n: int = 1) -> tuple[Proposal, ...]:
         """Names the parents of the next n children, from the archives as they are now.
@@ -145,13 +157,13 @@ class Cycle:
         Raises:
             EvolutionError: If a parent, bred again, is not what it was: another version or another machine is at work.
         """
-        return self._breed(proposal, [self.genome(digest) for digest in proposal.parents])
+        child = self._breed(proposal, [self.genome(digest) for digest in proposal.parents])
+        self._cradle[child.digest] = child
+        return child
 
     def _breed(self, proposal: Proposal, parents: Sequence[Genome]) -> Genome:
         generator = self._generator(proposal.id, _BREEDING)
-        child = self._mutate(self._crossover(parents, generator), generator, proposal.task)
-        self._genomes[child.digest] = child
-        return child
+        return self._mutate(self._crossover(parents, generator), generator, proposal.task)
 
     def genome(self, digest: str) -> Genome:
         """Returns the genome with this name: a seed, a child known to the cycle, or one bred again from its ancestors.
@@ -165,7 +177,7 @@ class Cycle:
             origin = self._origin.get(name)
             if origin is None:
                 raise EvolutionError(f"no genome of this run is named {name}")
-            unknown = [parent for parent in origin.parents if self._known(parent) is None]
+            unknown = [parent for parent in origin.parents if not self._is_known(parent)]
             if not unknown:
                 self._breed_again(missing.pop(), origin)
                 bred.append(name)
@@ -174,8 +186,14 @@ class Cycle:
             self._forget(name)
         return found
 
+    def _is_known(self, digest: str) -> bool:
+        return any(digest in place for place in (self._founders, self._cradle, self._genomes))
+
     def _known(self, digest: str) -> Genome | None:
-        return self._founders.get(digest) or self._genomes.get(digest)
+        for place in (self._founders, self._cradle, self._genomes):
+            if digest in place:
+                return place[digest]
+        return None
 
     def _breed_again(self, digest: str, origin: Proposal) -> None:
         parents = [genome for parent in origin.parents if (genome := self._known(parent)) is not None]
@@ -185,6 +203,7 @@ class Cycle:
                 f"child {origin.id} was {digest} when it was first bred and is {child.digest} now: the run was "
                 "written by another version of minerua or numpy, or on another kind of machine; go on with that one"
             )
+        self._genomes[digest] = child
 
     def tell(self, result: Result) -> tuple[AddStatus, ...]:
         """Files a child's outcome and offers the child to every archive.
@@ -210,7 +229,10 @@ class Cycle:
             raise EvolutionError(f"nobody asked for child {result.id}; waiting for: {asked}")
         self._told[result.id] = now
         self._origin.setdefault(result.digest, proposal)
-        return self._file(result)
+        statuses = self._file(result)
+        for parent in proposal.parents:  # a parent that left every archive meanwhile has stayed for this child alone
+            self._forget(parent)
+        return statuses
 
     def _file(self, result: Result) -> tuple[AddStatus, ...]:
         if isinstance(result.outcome, Failure):
@@ -223,6 +245,8 @@ class Cycle:
             )
         added = [archive.add(result.id, result.digest, means) for archive in self.archives]
         self._occupied[result.digest] += sum(status is not AddStatus.NOT_ADDED for status, _ in added)
+        if self._occupied[result.digest] and result.digest in self._cradle:
+            self._genomes[result.digest] = self._cradle.pop(result.digest)
         for _, displaced in added:
             if displaced is not None:
                 self._occupied[displaced.digest] -= 1
@@ -234,8 +258,10 @@ class Cycle:
         """Drops a genome that nobody needs: in no archive, and no parent of a child still to be bred."""
         needed = self._occupied[digest] > 0 or any(digest in proposal.parents for proposal in self._pending.values())
         if not needed:
-            self._genomes.pop(digest, None)
+            self._cradle.pop(digest, None)
             self._occupied.pop(digest, None)
+            if digest in self._genomes:
+                del self._genomes[digest]
 
 
 def _summary(outcome: Scores | Failure) -> object:

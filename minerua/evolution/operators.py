@@ -1,6 +1,7 @@
 """The random numbers of variation: crossover coefficients, mutation multipliers, aggregation weights.
 
-What they are multiplied with is not known here: the weights room applies them to cores.
+What they are multiplied with is not known here: the weights room applies them to cores. Readings of the mutation map
+uniform numbers to multipliers, wherever those were drawn: on a CPU and on a GPU they are the same.
 """
 
 from __future__ import annotations
@@ -67,29 +68,68 @@ def directed_coefficients(generator: np.random.Generator, *, rows: int = 1, widt
     return np.column_stack([first, 1.0 - first])
 
 
-Reading = Callable[[np.random.Generator, int, float], np.ndarray]
-"""Draws (generator, how many, strength) → multipliers of singular values."""
+Reading = Callable[[np.ndarray, float], np.ndarray]
+"""Maps uniform numbers u in [0, 1) and a strength to multipliers of singular values, one for each u."""
 
 
-def literal(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
-    """Draws w ~ U[0, strength): the paper's printed formula, which replaces σ by w·σ and so shrinks the task vector."""
-    return generator.uniform(0.0, strength, count)
+def literal(u: np.ndarray, strength: float) -> np.ndarray:
+    """Returns w ~ U[0, strength): the paper's printed formula, which replaces σ by w·σ and so shrinks the task vector.
+
+    Source: CycleQD, arXiv 2410.14735, section 3.3; with its strength of 0.3, to 15 % on average.
+    """
+    return strength * u
 
 
-def additive(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
-    """Draws 1 + w, w ~ U[0, strength): the reading that the paper's text and its figure 3 suggest."""
-    return 1.0 + generator.uniform(0.0, strength, count)
+def additive(u: np.ndarray, strength: float) -> np.ndarray:
+    """Returns 1 + w, w ~ U[0, strength): the reading that the paper's text and its figure 3 suggest."""
+    return 1.0 + strength * u
 
 
-def two_sided(generator: np.random.Generator, count: int, strength: float) -> np.ndarray:
-    """Draws 1 + w, w ~ U[−strength, strength): leaves the expected task vector unchanged."""
-    return 1.0 + generator.uniform(-strength, strength, count)
+def two_sided(u: np.ndarray, strength: float) -> np.ndarray:
+    """Returns 1 + w, w ~ U[−strength, strength): leaves the expected task vector unchanged."""
+    return 1.0 + strength * (2.0 * u - 1.0)
 
 
-READINGS: Mapping[str, Reading] = {"literal": literal, "additive": additive, "two-sided": two_sided}
-"""Readings of the mutation that act on the child's own spectrum, by the name a run file uses. The public code's
-reading, `expert`, draws as `literal` does but multiplies the spectrum of the active task's expert and adds the
-result."""
+READINGS: Mapping[str, Reading] = {
+    "literal": literal,
+    "additive": additive,
+    "two-sided": two_sided,
+    "expert": literal,
+}
+"""Readings of the SVD mutation by the name a run file uses. All but one act on the child's own spectrum; `expert`, the
+public code's (SakanaAI/CycleQD, mutation/svd_uniform_mutator.py), multiplies the spectrum of the active task's expert
+and adds the result to the child."""
+
+
+def multipliers(
+    uniforms: Callable[[int], np.ndarray], count: int, *, reading: Reading, strength: float, top: int | None = None
+) -> np.ndarray:
+    """Draws the multipliers of one matrix's singular values, for singular values in descending order.
+
+    With `top`, only the l largest have a multiplier of their own and all others share one w̄: the result is
+    w̄ τ + U_l diag((w_l − w̄) σ_l) V_lᵀ, a random change of the l leading directions beside one of scale.
+
+    Args:
+        uniforms: Maps a number to that many draws from [0, 1); called once.
+        count: How many singular values the matrix has.
+        reading: What a draw becomes.
+        strength: How much, in the reading's sense.
+        top: l, at least 0; `None`, and any l from `count` on, gives every singular value its own.
+
+    Returns:
+        Shape (count,), float64.
+
+    Source: AC/DC keeps the noise to the largest singular values of a weight, svd_model_weights_gaussian_mutator.py;
+        here it is those of the task vector, and the rest is scaled with them instead of being left behind.
+
+    Example:
+        >>> multipliers(lambda n: np.linspace(0, 1, n), 5, reading=additive, strength=0.5, top=2)
+        array([1.  , 1.25, 1.5 , 1.5 , 1.5 ])
+    """
+    own = count if top is None else min(top, count)
+    shared = own < count
+    drawn = reading(np.asarray(uniforms(own + shared), np.float64), strength)
+    return np.append(drawn, np.repeat(drawn[-1:], count - own - 1)) if shared else drawn
 
 
 def aggregation_weights(scores: Sequence[float]) -> np.ndarray:

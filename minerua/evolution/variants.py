@@ -15,8 +15,10 @@ class Variant:
             lower mean score to the one with the higher, and beyond).
         crossover_width: Standard deviation of the gaussian weights around 1; half the range of the directed ones.
         crossover_per_tensor: Whether every tensor draws weights of its own, or one pair serves the whole model.
-        mutation: A name from `operators.READINGS`, or `expert`, `gaussian` or `none`.
+        mutation: A name from `operators.READINGS`, or `gaussian` or `none`.
         mutation_strength: w_max of the multipliers; the standard deviation for `gaussian`.
+        mutation_top: How many of the largest singular values have a multiplier of their own while the rest share one;
+            `None` for all.
         mutation_probability: The share of children that are mutated.
         sampling: A name from `selection.SAMPLERS`.
         bounds: Where the bins lie: `experts` (85 % of the weakest expert's score to 115 % of the strongest's) or
@@ -31,6 +33,7 @@ class Variant:
     crossover_per_tensor: bool
     mutation: str
     mutation_strength: float
+    mutation_top: int | None
     mutation_probability: float
     sampling: str
     bounds: str
@@ -44,6 +47,7 @@ _PAPER = Variant(  # arXiv 2410.14735, sections 3.1 to 3.3 and appendix A.1.3
     crossover_per_tensor=False,
     mutation="literal",
     mutation_strength=0.3,
+    mutation_top=None,
     mutation_probability=1.0,
     sampling="elite",
     bounds="experts",
@@ -63,6 +67,7 @@ _OURS = Variant(  # README.md beside this file says what each setting has earned
     crossover_per_tensor=True,
     mutation="two-sided",
     mutation_strength=0.1,
+    mutation_top=None,
     mutation_probability=0.25,
     sampling="elite",
     bounds="best-seed",

@@ -16,7 +16,7 @@ import numpy as np
 from minerua.errors import KernelError
 from minerua.kernels import compiled, cuda, reference
 
-LARGE_SIDE = 384
+LARGE_SIDE = 256
 """Smaller sides above this are left to torch.linalg on the CPU too: LAPACK's blocked reduction is faster there."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minerua.errors import KernelError
+from minerua.kernels import compiled
 from minerua.kernels.reference_passes import random_words
 from minerua.kernels.sources import Mask
 
@@ -44,5 +45,9 @@ def uniform(seed: int, count: int, *, model: int = 0, tensor: int = 0) -> np.nda
     ]
     if faults:
         raise KernelError("uniform cannot draw with these arguments:", faults)
-    words = random_words(Mask(seed=int(seed), model=int(model), tensor=int(tensor)), 0, int(count))
-    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    if compiled.core is None or compiled.forced_reference():
+        words = random_words(Mask(seed=int(seed), model=int(model), tensor=int(tensor)), 0, int(count))
+        return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    numbers = np.empty(int(count), np.float32)
+    compiled.core.uniform(int(seed), int(model), int(tensor), numbers)
+    return numbers

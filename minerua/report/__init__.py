@@ -13,11 +13,24 @@ from collections.abc import Sequence
 
 from minerua.report.intervals import Interval
 from minerua.report.page import render_page
+from minerua.report.preflight import Pair, Preflight
 from minerua.report.replay import Event
 from minerua.report.tables import Summary, summarise, table_json
-from minerua.report.words import sentences, table_text
+from minerua.report.words import preflight_text, sentences, table_text
 
-__all__ = ["Interval", "Summary", "render", "render_page", "sentences", "summarise", "table_json", "table_text"]
+__all__ = [
+    "Interval",
+    "Pair",
+    "Preflight",
+    "Summary",
+    "preflight_text",
+    "render",
+    "render_page",
+    "sentences",
+    "summarise",
+    "table_json",
+    "table_text",
+]
 
 
 def render(events: Sequence[Event]) -> str:

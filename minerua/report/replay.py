@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from minerua.errors import JournalError
 from minerua.evolution import Archive, ArchiveStats, Bounds, decode_outcome
+from minerua.report.preflight import Preflight, read_preflight
 from minerua.values import Failure, Scores
 
 Event = Mapping[str, Any]
@@ -80,6 +81,7 @@ class Replay:
         run: The `run` event.
         tasks: Names of the tasks, in order.
         items: Task → split → ids of its items.
+        preflight: What was known of the experts before the run, or `None`.
         children: Every seed and every child, in the order of the journal.
         by_digest: Digest → the first seed or child with that name.
         bounds: The archives' bounds, or `None` before they are known.
@@ -103,6 +105,7 @@ class Replay:
         self.run: Final = events[0]
         self.tasks: tuple[str, ...] = ()
         self.items: Mapping[str, Mapping[str, Sequence[str]]] = {}
+        self.preflight: Preflight | None = None
         self.children: list[Child] = []
         self.by_digest: dict[str, Child] = {}
         self.bounds: Bounds | None = None
@@ -126,6 +129,7 @@ class Replay:
         handlers: dict[str, Callable[[Event], None]] = {
             "run": self._start,
             "items": self._items,
+            "preflight": self._preflight,
             "seed": self._seed,
             "bounds": self._open,
             "ask": self._ask,
@@ -153,6 +157,9 @@ class Replay:
 
     def _items(self, event: Event) -> None:
         self.items = event["items"]
+
+    def _preflight(self, event: Event) -> None:
+        self.preflight = read_preflight(event)
 
     def _seed(self, event: Event) -> None:
         name = str(event["name"])

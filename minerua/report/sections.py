@@ -1,4 +1,4 @@
-"""The final table, the failures and the settings as HTML."""
+"""The final table, what was known before the run, the failures and the settings as HTML."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from minerua.report.colours import letter, task_class
 from minerua.report.intervals import Interval
 from minerua.report.markup import Markup, element, join
+from minerua.report.preflight import Preflight
 from minerua.report.tables import FailureGroup, Row, Summary
-from minerua.report.words import counted, interval_words, lead_words, percent, points
+from minerua.report.words import counted, interval_words, lead_words, pair_cells, percent, points
 
 BAR, BAR_HEIGHT = 110.0, 14.0  # pixels of an interval's picture
 GROUPS, NAMED = 40, 12  # failures shown in full; the rest is counted
@@ -101,6 +102,20 @@ def _bar(interval: Interval, span: tuple[float, float], title: str, *, zero: boo
         class_="bar",
         role="img",
     )
+
+
+def pair_table(found: Preflight) -> Markup:
+    """Returns the table of every two experts, and below it what speaks against merging them."""
+    titles = ("s", "Cosine", "Norm ratio")
+    heads = [element("th", "Experts", scope="col"), *(element("th", t, scope="col", class_="num") for t in titles)]
+    body = [
+        element("tr", element("th", name, scope="row"), *(element("td", cell, class_="num") for cell in cells))
+        for name, *cells in map(pair_cells, found.pairs)
+    ]
+    table = element("table", element("thead", element("tr", *heads)), element("tbody", *body), class_="pairs")
+    scroll = element("div", table, class_="scroll", tabindex="0", role="region", aria_label="Experts before the run")
+    concerns = [element("li", concern) for concern in found.concerns]
+    return join(scroll, element("ul", *concerns, class_="concerns") if concerns else None)
 
 
 def failure_list(summary: Summary) -> Markup:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from minerua.evolution import Archive, ArchiveStats, Bounds
 from minerua.report.intervals import Interval, mean_interval, paired_difference, task_interval
 from minerua.report.lineage import Lineage, lineage_of
+from minerua.report.preflight import Preflight
 from minerua.report.replay import Child, Event, Point, Replay
 from minerua.values import SPLITS, Elite, Failure, Scores
 
@@ -90,6 +91,7 @@ class Summary:
         tasks: Names of the tasks, in order.
         items: Task → split → how many items.
         experts: Names of the experts.
+        preflight: How alike they are, as the journal has it from before the run, or `None`.
         seeds: Every seed, failed ones included.
         children: Every child that was told, failed ones included.
         evaluations: How many children were told.
@@ -110,6 +112,7 @@ class Summary:
     tasks: tuple[str, ...]
     items: Mapping[str, Mapping[str, int]]
     experts: tuple[str, ...]
+    preflight: Preflight | None
     seeds: tuple[Child, ...]
     children: tuple[Child, ...]
     evaluations: int
@@ -149,6 +152,7 @@ def summarise(events: Sequence[Event]) -> Summary:
         tasks=replay.tasks,
         items={t: {s: len(ids) for s, ids in splits.items()} for t, splits in replay.items.items()},
         experts=tuple(replay.run.get("experts") or {}) or tuple(seed.label for seed in seeds if seed.expert),
+        preflight=replay.preflight,
         seeds=seeds,
         children=tuple(child for child in replay.children if child.origin == "child"),
         evaluations=replay.evaluations,
@@ -311,6 +315,7 @@ def table_json(summary: Summary) -> dict[str, Any]:
         "tasks": list(summary.tasks),
         "items": {task: dict(splits) for task, splits in summary.items.items()},
         "experts": list(summary.experts),
+        "preflight": None if summary.preflight is None else summary.preflight.fields(),
         "evaluations": summary.evaluations,
         "finished": not summary.unfinished,
         "lacks": list(summary.unfinished),

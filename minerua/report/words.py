@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from minerua.report.intervals import Interval
+from minerua.report.preflight import Pair, Preflight
 from minerua.report.replay import Child
 from minerua.report.tables import Row, Summary
 
 MEAN_ROWS = ("mean", "average", "mean-merge", "mean merge")
 """Names under which a run may keep the plain mean of its experts in the final table."""
+
+PAIRS = 10
+"""Pairs of experts that a terminal shows; of more than five experts the least similar ones."""
 
 
 def percent(score: float | None) -> str:
@@ -204,6 +208,41 @@ def _archive_cells(summary: Summary) -> list[list[str]]:
         ]
         for archive in summary.archives
     ]
+
+
+def preflight_text(found: Preflight) -> str:
+    """Returns what is known before a run as plain aligned text: the pairs of experts, what s is, the concerns."""
+    shown = found.pairs
+    if len(shown) > PAIRS:
+        shown = tuple(sorted(shown, key=lambda pair: 2.0 if pair.similarity is None else pair.similarity)[:PAIRS])
+    lines = [
+        _aligned(["before the run", "s", "cosine", "norm ratio"], [[_line(c) for c in pair_cells(p)] for p in shown])
+    ]
+    if len(shown) < len(found.pairs):
+        lines.append(
+            f"and {counted(len(found.pairs) - len(shown), 'pair')} more, of more similar experts: see the report"
+        )
+    lines.append(f"s: {similarity_words(found)}")
+    return "\n".join([*lines, *map(_line, found.concerns)]) + "\n"
+
+
+def pair_cells(pair: Pair) -> list[str]:
+    """Returns a pair's names, s, cosine and norm ratio as text; a dash where a number is unknown."""
+    return [" – ".join(pair.experts), *map(_hundredths, (pair.similarity, pair.cosine, pair.norm_ratio))]
+
+
+def _hundredths(value: float | None) -> str:
+    if value is None:
+        return "–"
+    text = f"{abs(value):.2f}"
+    return f"−{text}" if value < 0 < float(text) else text
+
+
+def similarity_words(found: Preflight) -> str:
+    """Returns what s is and over how many matrices."""
+    whole = found.matrices == found.matrices_in_all
+    over = counted(found.matrices, "matrix", "matrices") + ("" if whole else f" of {found.matrices_in_all:,}")
+    return f"how alike two experts' singular values are, over {over}; a hint, no proof."
 
 
 def _line(text: str) -> str:

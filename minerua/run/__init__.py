@@ -10,11 +10,12 @@ from minerua.registry import Registry
 from minerua.report import Summary
 from minerua.run.evolve import Progress, evolve
 from minerua.run.finish import finish, write_results
+from minerua.run.preflight import Announce
 from minerua.run.prepare import Prepared, prepare
 from minerua.run.record import Record
 from minerua.weights import remove_partials
 
-__all__ = ["JOURNAL", "Prepared", "Progress", "execute", "make_folder", "prepare"]
+__all__ = ["JOURNAL", "Announce", "Prepared", "Progress", "execute", "make_folder", "prepare"]
 
 JOURNAL = "journal.jsonl"
 
@@ -26,6 +27,7 @@ def execute(
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> Summary:
     """Carries out a run file, or continues it where it stopped.
 
@@ -38,6 +40,7 @@ def execute(
         out: The folder for journal and results; default: that of the run file.
         resume: Whether a journal that exists is continued; without one the run begins.
         progress: Called after every child with children told, children in all, and the best mean search score.
+        announce: Called with how alike the experts are, once, before the first seed of a fresh run is scored.
 
     Returns:
         The run in numbers.
@@ -54,7 +57,7 @@ def execute(
     with Journal(folder / JOURNAL, fresh=not resume) as journal:
         remove_partials(folder)
         record = Record(journal)
-        population = evolve(prepared, record, progress)
+        population = evolve(prepared, record, progress, announce)
         best = finish(record, prepared, population)
     return write_results(folder, population, best, read_journal(folder / JOURNAL))
 

@@ -11,12 +11,21 @@ import minerua
 from minerua.errors import CheckpointError, EvolutionError
 from minerua.evaluation import Evaluation
 from minerua.evolution import SAMPLERS, Bounds, Cycle, Proposal, Result
+from minerua.evolution.cycle import Mutation
+from minerua.run.preflight import Announce, check_experts
 from minerua.run.prepare import Prepared
 from minerua.run.record import Record
 from minerua.run.seeds import Founder, found
+from minerua.run.shelf import GenomeShelf
 from minerua.run.variation import crossover_of, mutation_of
 from minerua.values import Failure, Genome, Scores
-from minerua.weights import Subspace, materialise
+from minerua.weights import GenomeStore, Subspace, materialise
+
+GENOMES = "genomes"
+"""The folder, in that of the run, for the genomes of its elites; made only where they are large."""
+
+LARGEST_IN_MEMORY_BYTES = 1 << 20
+"""Genomes above this are kept on the disk. Hundreds of elites of this size are hundreds of megabytes."""
 
 Progress = Callable[[int, int, float], None]
 """Called with children told, children in all, and the best mean search score so far."""
@@ -32,6 +41,7 @@ class Population:
         evaluation: Scores a genome; remembers outcomes.
         cycle: The archives.
         model: Makes the callable that evaluators take.
+        shelf: Where the elites' genomes lie; `None` if they are kept in memory.
     """
 
     subspace: Subspace
@@ -39,24 +49,29 @@ class Population:
     evaluation: Evaluation
     cycle: Cycle
     model: Callable[[Genome], object]
+    shelf: GenomeShelf | None = None
 
     def score(self, genome: Genome, *, split: str = "search") -> Scores | Failure:
         """Scores a genome on one split."""
         return self.evaluation.score(genome.digest, lambda: self.model(genome), split=split)
 
 
-def evolve(prepared: Prepared, record: Record, progress: Progress | None = None) -> Population:
+def evolve(
+    prepared: Prepared, record: Record, progress: Progress | None = None, announce: Announce | None = None
+) -> Population:
     """Carries a run from its first seed to its last child; what the record already holds is taken over.
 
     Args:
         prepared: The checked parts.
         record: The journal, fresh or resumed.
         progress: Called after every child.
+        announce: Called with how alike the experts are, once, before the first seed of a fresh run is scored.
 
     Raises:
         JournalError: If the record belongs to another run.
         EvolutionError: If no expert can be scored, or a child bred again is not what it was.
-        StorageError: If the journal cannot be written.
+        CheckpointError: If a genome on the disk is damaged.
+        StorageError: If the journal or a genome cannot be written.
     """
     config = prepared.config
     subspace, founders = found(prepared)
@@ -71,21 +86,30 @@ def evolve(prepared: Prepared, record: Record, progress: Progress | None = None)
 
     record.confirm(_run_event(prepared, subspace))
     record.confirm({"event": "items", "items": {task.name: dict(task.ids) for task in prepared.tasks}})
+    check_experts(record, subspace, founders, announce)
     seeds = [_score_seed(record, evaluation, id, founder, model) for id, founder in enumerate(founders)]
     bounds = _bounds(prepared, founders, [outcome for _, outcome in seeds])
     record.confirm({"event": "bounds", "lower": bounds.lower, "upper": bounds.upper})
+    large = seeds[0][0].values.nbytes > LARGEST_IN_MEMORY_BYTES
+    shelf = GenomeShelf(GenomeStore(record.folder / GENOMES)) if large else None
     cycle = Cycle(
         seeds,
         bounds,
         crossover=crossover_of(prepared.variant, subspace),
-        mutate=mutation_of(prepared.variant, subspace, [f.genome for f in founders if f.expert]),
+        mutate=_mutation(prepared, subspace, founders),
         sampler=SAMPLERS[prepared.variant.sampling],
         bins=config.evolution.bins,
         seed=config.seed,
+        genomes=shelf,
     )
-    population = Population(subspace, founders, evaluation, cycle, model)
+    population = Population(subspace, founders, evaluation, cycle, model, shelf)
     _loop(prepared, record, population, progress)
     return population
+
+
+def _mutation(prepared: Prepared, subspace: Subspace, founders: Sequence[Founder]) -> Mutation:
+    experts = [founder.genome for founder in founders if founder.expert]
+    return mutation_of(prepared.variant, subspace, experts, precision=prepared.config.evolution.precision)
 
 
 def _is_finite(tensor: np.ndarray) -> bool:
@@ -136,27 +160,50 @@ def _loop(prepared: Prepared, record: Record, population: Population, progress: 
     cycle, total = population.cycle, prepared.config.evolution.evaluations
     names = [task.name for task in prepared.tasks]
     best = max(sum(elite.means) / len(elite.means) for archive in cycle.archives for elite in archive.elites)
+    tidied = False
     while cycle.evaluations < total:
         proposals = cycle.ask(min(prepared.config.evolution.batch, total - cycle.evaluations))
         children = [{"id": p.id, "task": names[p.task], "parents": list(p.parents)} for p in proposals]
         record.confirm({"event": "ask", "children": children})
         for proposal in proposals:
+            tidied = tidied or _tidy(record, population)
             outcome = _child(record, population, proposal)
             best = max(best, outcome.mean) if isinstance(outcome, Scores) else best
             if progress:
                 progress(cycle.evaluations, total, best)
+    _complete(population)
+
+
+def _tidy(record: Record, population: Population) -> bool:
+    """Deletes what an earlier process has left on the shelf, once the record is at its end and says who is alive."""
+    if population.shelf is not None and not record.replaying:
+        population.shelf.sweep(population.cycle.alive)
+    return not record.replaying
+
+
+def _complete(population: Population) -> None:
+    """Leaves the genomes of all elites on the shelf, and no others: those of an uninterrupted run."""
+    if population.shelf is not None:
+        population.shelf.sweep(population.cycle.alive)
+        for digest in population.cycle.alive:
+            if digest not in population.shelf:
+                population.cycle.genome(digest)
+        population.shelf.settle()
 
 
 def _child(record: Record, population: Population, proposal: Proposal) -> Scores | Failure:
     """Breeds, scores and files one child, or takes over what the record has of it without breeding it."""
-    cycle = population.cycle
-    genome = None if record.replaying else cycle.breed(proposal)
+    cycle, shelf = population.cycle, population.shelf
+    replayed = record.replaying
+    genome = None if replayed else cycle.breed(proposal)
     digest = genome.digest if genome else record.next_digest()
     outcome = record.outcome(
         {"event": "tell", "id": proposal.id, "digest": digest},
         lambda: population.score(genome or cycle.breed(proposal)),
         lambda outcome: {"added": [int(status) for status in cycle.tell(Result(proposal.id, digest, outcome))]},
     )
+    if shelf is not None and not replayed:
+        shelf.settle()
     if genome is None and isinstance(outcome, Scores):
         population.evaluation.remember(digest, outcome)
     return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from minerua.errors import JournalError
@@ -23,6 +24,11 @@ class Record:
     def __init__(self, journal: Journal) -> None:
         self._journal: Final = journal
         self._past = deque(journal.events)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run: where its journal lies."""
+        return self._journal.path.parent
 
     @property
     def replaying(self) -> bool:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minerua.errors import CheckpointError
-from minerua.values import Genome
-from minerua.weights.adapter import Factors
+from minerua.values import Genome, TensorSpec
+from minerua.weights.adapter import BASE_KEY
 from minerua.weights.checkpoint import Checkpoint
-from minerua.weights.subspace import Core, Subspace
+from minerua.weights.segments import Core, Mix, Segment
+from minerua.weights.subspace import Subspace
 from minerua.weights.task_vector import Delta, dense
-from minerua.weights.writer import write_adapter, write_checkpoint
+from minerua.weights.writer import Product, write_adapter, write_checkpoints
 
 GENOME_KEY = "minerua.genome"
 """Metadata key under which a written child carries its genome."""
@@ -25,6 +28,9 @@ GENOME_KEY = "minerua.genome"
 LARGEST_EMBEDDED_BYTES = 1 << 24
 """Genomes up to this size are written into the metadata whole; of larger ones only the name, because readers must hold
 a safetensors header in memory and refuse one above 100 MB."""
+
+_BLOCK_VALUES = 1 << 21
+"""Values of a tensor that are computed at a time: 8 MiB in float32, of which a few are in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +56,43 @@ def materialise(subspace: Subspace, genome: Genome) -> Child:
     Raises:
         CheckpointError: If the genome belongs to another subspace.
     """
-    return Child(genome.digest, apply(subspace.base, subspace.task_vector(genome)))
+    segments = {segment.name: segment for segment in subspace.segments}
+    subspace.check([genome])
+    tensors = {}
+    for name, spec in subspace.base.specs.items():
+        tensor = subspace.base.tensor(name)
+        if name in segments:
+            child = np.empty_like(tensor)  # not a view of the map, which is read-only
+            for rows in _blocks(spec):
+                (child[rows],) = _children(tensor, segments[name], [genome], rows)
+            tensor = child
+            tensor.flags.writeable = False
+        tensors[name] = tensor
+    return Child(genome.digest, tensors)
+
+
+def _blocks(spec: TensorSpec) -> Iterator[Any]:
+    """Yields the parts of a tensor that are computed at a time: rows, or all of a scalar."""
+    shape = tuple(map(int, spec.shape))
+    if not shape:
+        yield ...
+        return
+    step = max(1, _BLOCK_VALUES // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def _children(tensor: np.ndarray, segment: Segment, genomes: Sequence[Genome], rows: Any) -> Iterator[np.ndarray]:
+    """Yields rows of one tensor in every child: base plus task vector in float32 or wider, rounded once."""
+    wide = tensor[rows].astype(np.result_type(tensor.dtype, np.float32))
+    for genome in genomes:
+        values = genome.values[segment.part]
+        if isinstance(segment, Core):
+            change = segment.expand(values.reshape(segment.shape), rows).reshape(wide.shape)
+        else:
+            change = segment.expand(values) if rows is ... else segment.expand(values, rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the child finds infinity there
+            yield np.asarray(wide + change, tensor.dtype)  # asarray: numpy makes 0-d a number
 
 
 def apply(base: Checkpoint, changes: Mapping[str, Delta]) -> dict[str, np.ndarray]:
@@ -89,11 +131,59 @@ def save_child(
         CheckpointError: If the genome belongs to another subspace.
         StorageError: If the file cannot be written.
     """
+    save_children([path], subspace, [genome], histories=[history])
+
+
+def save_children(
+    paths: Sequence[str | Path],
+    subspace: Subspace,
+    genomes: Sequence[Genome],
+    *,
+    histories: Sequence[Mapping[str, Any] | None] | None = None,
+) -> None:
+    """Writes children as safetensors checkpoints over one read of the base; each appears whole or not at all.
+
+    Every tensor is computed and written in blocks of rows, for all children while the base's rows are at hand: memory
+    is bounded by a few blocks (about 50 MB), whatever the model and however many the children. A child's bytes do not
+    depend on its siblings.
+
+    Args:
+        paths: P files to write, all different.
+        subspace: The space that the genomes live in.
+        genomes: P genomes.
+        histories: P times where a child came from (parents, scores, run); anything JSON can hold, kept beside the
+            genome.
+
+    Raises:
+        CheckpointError: If a genome belongs to another subspace, or there are not as many genomes or histories as
+            paths.
+        StorageError: If a file cannot be written.
+    """
+    subspace.check(genomes)
+    histories = [None] * len(paths) if histories is None else histories
+    if not len(paths) == len(genomes) == len(histories):
+        raise CheckpointError(f"{len(paths)} paths, {len(genomes)} genomes and {len(histories)} histories do not match")
+    segments = {segment.name: segment for segment in subspace.segments}
+
+    def blocks(spec: TensorSpec) -> Iterator[Iterable[np.ndarray]]:
+        tensor = subspace.base.tensor(spec.name)
+        for rows in _blocks(spec):
+            if spec.name in segments:
+                yield _children(tensor, segments[spec.name], genomes, rows)
+            else:
+                yield [tensor[rows]] * len(genomes)
+
+    metadata = (_metadata(subspace, genome, history) for genome, history in zip(genomes, histories, strict=True))
+    write_checkpoints(paths, subspace.base.specs.values(), blocks, metadata=metadata)
+
+
+def _metadata(subspace: Subspace, genome: Genome, history: Mapping[str, Any] | None) -> dict[str, str]:
     record: dict[str, Any] = {"digest": genome.digest, "subspace": genome.subspace, "base": subspace.base.digest}
+    if genome.values.dtype != np.float32:
+        record["dtype"] = genome.values.dtype.name
     if genome.values.nbytes <= LARGEST_EMBEDDED_BYTES:
         record["values"] = base64.b64encode(genome.values.tobytes()).decode()
-    metadata = {**subspace.base.metadata, GENOME_KEY: json.dumps(record | {"history": dict(history or {})})}
-    write_checkpoint(path, materialise(subspace, genome).tensors, metadata=metadata)
+    return {**subspace.base.metadata, GENOME_KEY: json.dumps(record | {"history": dict(history or {})})}
 
 
 def read_genome(checkpoint: Checkpoint) -> Genome:
@@ -104,7 +194,8 @@ def read_genome(checkpoint: Checkpoint) -> Genome:
     """
     try:
         record = json.loads(checkpoint.metadata[GENOME_KEY])
-        values = np.frombuffer(base64.b64decode(record["values"], validate=True), dtype=np.float32)
+        dtype = {"float32": np.float32, "float64": np.float64}[record.get("dtype", "float32")]
+        values = np.frombuffer(base64.b64decode(record["values"], validate=True), dtype=dtype)
         genome = Genome(record["subspace"], values)
         named = record["digest"]
         found = genome.digest
@@ -134,44 +225,70 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
             once.
         StorageError: If the folder cannot be written.
     """
-    changes = subspace.task_vector(genome)
+    subspace.check([genome])
     cores = [s for s in subspace.segments if isinstance(s, Core) and _is_linear(subspace.base, s.name)]
-    held = {core.name for core in cores}
-    faults = [
-        f"{name}: LoRA adapters hold changes of weight matrices only"
-        for name, change in changes.items()
-        if name not in held and change.any()
-    ]
-    faults += [f"{name}: holds NaN or infinity" for name, change in changes.items() if not np.isfinite(change).all()]
-    if not held:
-        faults.append("the subspace has no weight matrix that an adapter could hold")
+    faults = [*_adapter_faults(subspace, genome, {core.name for core in cores})]
     if rank is not None and rank < 1:
         faults.append(f"rank {rank}: at least 1 is needed")
     if faults:
         raise CheckpointError(
             f"genome {genome.digest} cannot be written as an adapter; write a checkpoint instead", faults
         )
-    factors, lost, total = {}, 0.0, 0.0
-    for core in cores:
-        factors[core.name], dropped, norm = _factors(core, genome.values[core.part].reshape(core.shape), rank)
-        lost, total = lost + dropped, total + norm
-    write_adapter(folder, factors, rank=max(f.left.shape[1] for f in factors.values()))
+    split = {core.name: _split(core, genome.values[core.part].reshape(core.shape), rank) for core in cores}
+    products = {name: one.product for name, one in split.items()}
+    largest = max(product.shape[1] for product in products.values())
+    write_adapter(folder, products, rank=largest, metadata={BASE_KEY: subspace.base.digest})
+    lost, total = (math.fsum(squares) for squares in zip(*((s.lost, s.total) for s in split.values()), strict=True))
     return lost / total if total else 0.0
+
+
+def _adapter_faults(subspace: Subspace, genome: Genome, held: set[str]) -> Iterator[str]:
+    """Yields what an adapter cannot hold; looks at cores, and expands small tensors only."""
+    broken = []
+    for segment in subspace.segments:
+        values = genome.values[segment.part]
+        change = segment.expand(values) if isinstance(segment, Mix) else values
+        if segment.name not in held and change.any():
+            yield f"{segment.name}: LoRA adapters hold changes of weight matrices only"
+        if not np.isfinite(change).all():
+            broken.append(f"{segment.name}: holds NaN or infinity")
+    yield from broken
+    if not held:
+        yield "the subspace has no weight matrix that an adapter could hold"
 
 
 def _is_linear(base: Checkpoint, name: str) -> bool:
     """Tells whether PEFT would take a tensor for the weight of a linear layer."""
-    return name.endswith(".weight") and base.tensor(name).ndim == 2
+    return name.endswith(".weight") and len(base.specs[name].shape) == 2
 
 
-def _factors(core: Core, values: np.ndarray, rank: int | None) -> tuple[Factors, float, float]:
-    """Splits a core into factors of at most this rank, with the squared norms left out and in all."""
+class _Split(NamedTuple):
+    """A core as factors, with the squared norms left out and in all."""
+
+    product: Product
+    lost: float
+    total: float
+
+
+def _split(core: Core, values: np.ndarray, rank: int | None) -> _Split:
+    """Splits a core into factors of at most this rank; those of its matrix are made when they are written."""
     U, sigma, V = np.linalg.svd(values.astype(np.float64), full_matrices=False)
     kept = slice(0, rank)
     left = (U[:, kept] * np.sqrt(sigma[kept])).astype(np.float32)
     right = (np.sqrt(sigma[kept])[:, None] * V[kept]).astype(np.float32)
-    factors = Factors(
-        left if core.left is None else core.left @ left,
-        right if core.right is None else right @ core.right.T,
+    count = left.shape[1]
+    rows = core.shape[0] if core.left is None else len(core.left)
+    columns = core.shape[1] if core.right is None else len(core.right)
+    product = Product(
+        (rows, count, columns),
+        functools.partial(_widened, core.left, left, transposed=False),
+        functools.partial(_widened, core.right, right, transposed=True),
     )
-    return factors, float((sigma[sigma[kept].size :] ** 2).sum()), float((sigma**2).sum())
+    return _Split(product, float((sigma[count:] ** 2).sum()), float((sigma**2).sum()))
+
+
+def _widened(basis: np.ndarray | None, factor: np.ndarray, *, transposed: bool) -> np.ndarray:
+    """Returns a core's factor as its matrix's: Q_B L, or R Q_Aᵀ; float32."""
+    if basis is None:
+        return factor
+    return np.asarray(factor @ basis.T if transposed else basis @ factor, np.float32)

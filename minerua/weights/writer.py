@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, final
 
 import numpy as np
 
-from minerua.errors import CheckpointError
+from minerua.errors import CheckpointError, StorageError
 from minerua.values import TensorSpec
 from minerua.weights.adapter import Factors, module_of
 from minerua.weights.atomic import Partial, partial_folder, write_bytes
@@ -21,6 +24,21 @@ Source = tuple[TensorSpec, Callable[[], np.ndarray]]
 """A tensor to write: what it is, and a function that makes it when its turn comes."""
 
 _MAX_FAULTS = 100
+_ALIGNMENT_BYTES = 64  # of the first tensor in a file that grows
+
+
+class Product(NamedTuple):
+    """Factors of one tensor that are made when they are written.
+
+    Args:
+        shape: (m, r, n): `left @ right` is m × n, of rank r.
+        left: Makes the left factor, shape (m, r), float32.
+        right: Makes the right factor, shape (r, n), float32.
+    """
+
+    shape: tuple[int, int, int]
+    left: Callable[[], np.ndarray]
+    right: Callable[[], np.ndarray]
 
 
 def write_checkpoint(
@@ -53,26 +71,125 @@ def write_checkpoint(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_checkpoint(f"{folder}/child.safetensors", {"w": np.eye(2, dtype=np.float32)})
     """
-    path = Path(path)
-    sources = sorted(_sources(tensors), key=lambda source: source[0].name)
-    metadata = {"format": "pt", **(metadata or {})}
-    faults = [*_source_faults([spec for spec, _ in sources]), *_metadata_faults(metadata)]
-    if faults:
-        raise CheckpointError(f"{path} cannot be written", capped(faults, limit=_MAX_FAULTS))
-    sources.sort(key=lambda source: -DTYPES[CODES[source[0].dtype]].itemsize)  # stable: by name within a width
-    header = encode_header([spec for spec, _ in sources], metadata)
-    if len(header) - 8 > MAX_HEADER_BYTES:
-        fault = f"names and metadata take {len(header) - 8} bytes, a header's limit is {MAX_HEADER_BYTES}"
-        raise CheckpointError(f"{path} cannot be written", [fault])
-    with Partial(path, needed_bytes=len(header) + sum(nbytes(spec) for spec, _ in sources)) as partial:
-        partial.write(header)
-        for spec, make in sources:
-            partial.write(_content(path, spec, make()))
+    sources = list(_sources(tensors))
+    makers = {spec.name: make for spec, make in sources}
+    write_checkpoints([path], [spec for spec, _ in sources], lambda spec: [[makers[spec.name]()]], metadata=[metadata])
+
+
+def write_checkpoints(
+    paths: Sequence[str | Path],
+    specs: Iterable[TensorSpec],
+    blocks: Callable[[TensorSpec], Iterable[Iterable[np.ndarray]]],
+    *,
+    metadata: Iterable[Mapping[str, str] | None] | None = None,
+) -> None:
+    """Writes several safetensors files of one layout side by side, block by block; each appears complete or not at all.
+
+    The order of the tensors is that of `write_checkpoint`. After an exception none of the files has appeared, unless it
+    was the last step of one that failed, its renaming: then those after it in `paths` have.
+
+    Args:
+        paths: P files to write, all different; their folders exist.
+        specs: What every file holds; integer extents.
+        blocks: Called once per tensor, in the order of the files: returns the tensor in parts that follow each other
+            along its first axis, each as P arrays of the spec's dtype, one per file; each is taken when its turn comes.
+        metadata: P times free texts for the header, as in `write_checkpoint`; taken one by one.
+
+    Raises:
+        CheckpointError: as `write_checkpoint`, or a path is given twice.
+        StorageError: the system refused to write; the message names the bytes needed and the remedy.
+
+    Example:
+        >>> import tempfile
+        >>> spec, ones = TensorSpec("w", (4,), "float32"), np.ones(2, np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = [f"{folder}/{name}.safetensors" for name in "ab"]
+        ...     write_checkpoints(paths, [spec], lambda spec: [(ones, 2 * ones), (3 * ones, 4 * ones)])
+    """
+    files = [Path(path) for path in paths]
+    ordered = sorted(specs, key=lambda spec: spec.name)
+    faults = [*_source_faults(ordered), *_path_faults(files)]
+    if not faults:
+        ordered.sort(key=lambda spec: -DTYPES[CODES[spec.dtype]].itemsize)  # stable: by name within a width
+    with contextlib.ExitStack() as stack:
+        partials = []
+        for file, given in zip(files, [None] * len(files) if metadata is None else metadata, strict=True):
+            header = _header(file, ordered, {"format": "pt", **(given or {})}, faults)
+            needed_bytes = len(header) + len(files) * sum(map(nbytes, ordered))  # headers are small beside the tensors
+            partials.append(stack.enter_context(Partial(file, needed_bytes=needed_bytes)))
+            partials[-1].write(header)
+        for spec in ordered:
+            _write_blocks(files, partials, spec, blocks(spec))
+
+
+@final
+class GrowingCheckpoint:
+    """A safetensors file whose tensors are written before it is known how many and how large they will be.
+
+    Room for the header is left at the beginning, and filled at the end, the rest with spaces: until then the file is no
+    checkpoint. It belongs into a folder that appears whole or not at all (`partial_folder`).
+
+    Args:
+        path: The file to make.
+        header_bytes: Room for the header.
+
+    Raises:
+        StorageError: the system refused to write.
+    """
+
+    def __init__(self, path: Path, *, header_bytes: int) -> None:
+        self._path = path
+        self._begin = 8 + header_bytes + -(8 + header_bytes) % _ALIGNMENT_BYTES
+        self._written_bytes = 0
+        with self._translated():
+            self._file = path.open("wb")
+            self._file.seek(self._begin)
+
+    def __enter__(self) -> GrowingCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, array: np.ndarray) -> None:
+        """Appends an array's bytes; one tensor may be written in several arrays."""
+        content = _bytes_of(array)
+        with self._translated():
+            self._file.write(content)
+        self._written_bytes += len(content)
+
+    def finish(self, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> None:
+        """Writes the header for what has been written, in its order, and brings all of it to the disk.
+
+        Raises:
+            CheckpointError: The header is longer than its room, or the specs take other bytes than were written.
+            StorageError: the system refused to write.
+        """
+        room, header = self._begin - 8, encode_header(specs, metadata)[8:]
+        needed_bytes = sum(map(nbytes, specs))
+        if len(header) > room or needed_bytes != self._written_bytes:
+            faults = [f"the header takes {len(header)} bytes, its room is {room}"] if len(header) > room else []
+            if needed_bytes != self._written_bytes:
+                faults.append(f"the tensors take {needed_bytes} bytes, {self._written_bytes} were written")
+            raise CheckpointError(f"{self._path} cannot be finished", faults)
+        with self._translated():
+            self._file.seek(0)
+            self._file.write(room.to_bytes(8, "little") + header.ljust(room))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            so_far = f"after {self._written_bytes} bytes: {error.strerror or error}"
+            raise StorageError(f"{self._path}: {so_far}; free some space, or write to another disk") from error
 
 
 def write_adapter(
     folder: str | Path,
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, Factors] | Mapping[str, Product],
     *,
     rank: int,
     alpha: float | None = None,
@@ -89,7 +206,7 @@ def write_adapter(
     Args:
         folder: The folder to make; its parent exists, and it does not, or is empty.
         factors: Base tensor name (`<module path>.weight`) → its factors, float32; `left @ right` is added to that
-            tensor.
+            tensor. Or products, which are made one factor at a time, so that no more than one is in memory.
         rank: The adapter's r; for an engine that reserves memory by it, the largest rank.
         alpha: lora_alpha; the factors are divided by alpha / rank on the way. Default: `rank`, which leaves their bits
             alone.
@@ -115,10 +232,12 @@ def write_adapter(
     faults = [*_scaling_faults(rank, alpha), *_factor_faults(factors, targets)]
     if faults:
         raise CheckpointError(f"{folder} cannot be written as an adapter", capped(faults, limit=_MAX_FAULTS))
-    config = _adapter_config(factors, rank, alpha, targets, base_name=base_name, fan_in_fan_out=fan_in_fan_out)
+    products = {name: _product(pair) for name, pair in factors.items()}
+    ranks = {name: product.shape[1] for name, product in products.items()}
+    config = _adapter_config(ranks, rank, alpha, targets, base_name=base_name, fan_in_fan_out=fan_in_fan_out)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    tensors = _adapter_tensors(factors, alpha / rank, fan_in_fan_out=fan_in_fan_out)
-    with partial_folder(folder, needed_bytes=len(text) + sum(array.nbytes for array in tensors.values())) as partial:
+    tensors = list(_adapter_tensors(products, alpha / rank, fan_in_fan_out=fan_in_fan_out))
+    with partial_folder(folder, needed_bytes=len(text) + sum(nbytes(spec) for spec, _ in tensors)) as partial:
         write_bytes(partial / "adapter_config.json", text)
         write_checkpoint(partial / "adapter_model.safetensors", tensors, metadata=metadata)
 
@@ -164,13 +283,46 @@ def _text_faults(what: str, text: object) -> list[str]:
     return []
 
 
-def _content(path: Path, spec: TensorSpec, array: np.ndarray) -> memoryview:
+def _path_faults(paths: Sequence[Path]) -> list[str]:
+    ordered = sorted(paths)
+    return [f"{one} is given twice; name another file" for one, two in itertools.pairwise(ordered) if one == two]
+
+
+def _header(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str], faults: Sequence[str]) -> bytes:
+    """Returns a file's header; refuses what is wrong with it, and what is already known to be wrong."""
+    faults = [*faults, *_metadata_faults(metadata)]
+    header = b"" if faults else encode_header(specs, metadata)
+    if len(header) - 8 > MAX_HEADER_BYTES:
+        faults = [f"names and metadata take {len(header) - 8} bytes, a header's limit is {MAX_HEADER_BYTES}"]
+    if faults:
+        raise CheckpointError(f"{path} cannot be written", capped(faults, limit=_MAX_FAULTS))
+    return header
+
+
+def _write_blocks(
+    paths: Sequence[Path], partials: Sequence[Partial], spec: TensorSpec, blocks: Iterable[Iterable[np.ndarray]]
+) -> None:
+    """Writes one tensor to all files, and checks that what came is what was announced."""
+    written, asked = [0] * len(paths), f"{spec.dtype} {list(spec.shape)}"
+    for block in blocks:
+        for file, array in zip(range(len(paths)), block, strict=True):
+            if array.dtype.name != spec.dtype or array.shape[1:] != spec.shape[1:] or array.ndim != len(spec.shape):
+                raise _announced(paths[file], spec, asked, f"{array.dtype.name} {list(array.shape)}")
+            partials[file].write(_bytes_of(array))
+            written[file] += len(array) if spec.shape else 1
+    for path, rows in zip(paths, written, strict=True):
+        if rows != (spec.shape[0] if spec.shape else 1):
+            raise _announced(path, spec, asked, f"{spec.dtype} {[rows, *spec.shape[1:]]}")
+
+
+def _announced(path: Path, spec: TensorSpec, asked: str, found: str) -> CheckpointError:
+    fault = f"tensor {shown(spec.name)} was announced as {asked}, its function returned {found}"
+    return CheckpointError(f"{path} cannot be written", [fault])
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
     """Returns a tensor's bytes as the file holds them: row by row, little-endian."""
-    if array.shape != spec.shape or array.dtype.name != spec.dtype:
-        asked, found = f"{spec.dtype} {list(spec.shape)}", f"{array.dtype.name} {list(array.shape)}"
-        fault = f"tensor {shown(spec.name)} was announced as {asked}, its function returned {found}"
-        raise CheckpointError(f"{path} cannot be written", [fault])
-    flat = np.ascontiguousarray(array, dtype=DTYPES[CODES[spec.dtype]]).reshape(-1)
+    flat = np.ascontiguousarray(array, dtype=DTYPES[CODES[array.dtype.name]]).reshape(-1)
     return flat.view(np.uint8).data
 
 
@@ -179,9 +331,9 @@ def _scaling_faults(rank: int, alpha: float) -> list[str]:
     return faults if np.isfinite(alpha) and alpha > 0 else [*faults, f"alpha {alpha} is not a positive number"]
 
 
-def _factor_faults(factors: Mapping[str, Factors], targets: Sequence[str]) -> list[str]:
+def _factor_faults(factors: Mapping[str, Factors] | Mapping[str, Product], targets: Sequence[str]) -> list[str]:
     faults = [] if factors else ["there are no factors"]
-    for name, (left, right) in factors.items():
+    for name, pair in factors.items():
         module = module_of(name)
         if not name.endswith(".weight"):
             faults.append(f"{shown(name)} does not end in .weight; an adapter changes weight matrices only")
@@ -189,16 +341,28 @@ def _factor_faults(factors: Mapping[str, Factors], targets: Sequence[str]) -> li
             faults.append(
                 f"{shown(name)}: no entry of target_modules {list(targets)} names it; PEFT would leave it out"
             )
-        if left.ndim != 2 or right.ndim != 2 or left.shape[-1] != right.shape[0] or left.shape[-1] == 0:
-            shapes = f"left {list(left.shape)} and right {list(right.shape)}"
-            faults.append(f"{shown(name)}: {shapes} are not an (m, r) and an (r, n) matrix")
-        if left.dtype != np.float32 or right.dtype != np.float32:
-            faults.append(f"{shown(name)}: left is {left.dtype}, right is {right.dtype}; both must be float32")
+        if isinstance(pair, Factors):
+            faults.extend(f"{shown(name)}: {fault}" for fault in _pair_faults(pair))
     return faults
 
 
+def _pair_faults(pair: Factors) -> Iterator[str]:
+    left, right = pair
+    if left.ndim != 2 or right.ndim != 2 or left.shape[-1] != right.shape[0] or left.shape[-1] == 0:
+        yield f"left {list(left.shape)} and right {list(right.shape)} are not an (m, r) and an (r, n) matrix"
+    if left.dtype != np.float32 or right.dtype != np.float32:
+        yield f"left is {left.dtype}, right is {right.dtype}; both must be float32"
+
+
+def _product(pair: Factors | Product) -> Product:
+    if isinstance(pair, Product):
+        return pair
+    left, right = pair
+    return Product((*left.shape, right.shape[1]), lambda: left, lambda: right)
+
+
 def _adapter_config(
-    factors: Mapping[str, Factors],
+    ranks: Mapping[str, int],
     rank: int,
     alpha: float,
     targets: Sequence[str],
@@ -207,8 +371,8 @@ def _adapter_config(
     fan_in_fan_out: bool,
 ) -> dict[str, object]:
     # "^" and the escaped full path: PEFT would otherwise match another module that ends in the same path
-    ranks = {"^" + re.escape(module_of(name)): pair.right.shape[0] for name, pair in sorted(factors.items())}
-    others = {module: other for module, other in ranks.items() if other != rank}
+    modules = {"^" + re.escape(module_of(name)): other for name, other in sorted(ranks.items())}
+    others = {module: other for module, other in modules.items() if other != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -229,12 +393,20 @@ def _adapter_config(
     }
 
 
-def _adapter_tensors(factors: Mapping[str, Factors], scaling: float, *, fan_in_fan_out: bool) -> dict[str, np.ndarray]:
-    """Returns PEFT's tensors; the scaling is taken out of `left`, where `open_adapter` puts it back."""
-    tensors = {}
-    for name, (left, right) in factors.items():
-        unscaled = left if scaling == 1 else left / np.float32(scaling)
-        first, second = (unscaled.T, right.T) if fan_in_fan_out else (right, unscaled)  # (r, n), (m, r)
-        tensors[f"base_model.model.{module_of(name)}.lora_A.weight"] = first
-        tensors[f"base_model.model.{module_of(name)}.lora_B.weight"] = second
-    return tensors
+def _adapter_tensors(factors: Mapping[str, Product], scaling: float, *, fan_in_fan_out: bool) -> Iterator[Source]:
+    """Yields PEFT's tensors; the scaling is taken out of `left`, where `open_adapter` puts it back."""
+    for name, (shape, left, right) in factors.items():
+        unscaled = functools.partial(_unscaled, left, scaling)
+        first, second = (unscaled, right) if fan_in_fan_out else (right, unscaled)
+        yield _side(name, "A", first, (shape[1], shape[0] if fan_in_fan_out else shape[2]), fan_in_fan_out)
+        yield _side(name, "B", second, (shape[2] if fan_in_fan_out else shape[0], shape[1]), fan_in_fan_out)
+
+
+def _unscaled(left: Callable[[], np.ndarray], scaling: float) -> np.ndarray:
+    return left() if scaling == 1 else left() / np.float32(scaling)
+
+
+def _side(name: str, side: str, make: Callable[[], np.ndarray], shape: tuple[int, int], transposed: bool) -> Source:
+    """Returns lora_A, (r, n), or lora_B, (m, r), of one module."""
+    spec = TensorSpec(f"base_model.model.{module_of(name)}.lora_{side}.weight", shape, "float32")
+    return spec, (lambda: make().T) if transposed else make

@@ -138,7 +138,7 @@ void expect_eigen(const isa::SpectralLoops<Real>& loops, std::size_t n, std::siz
   const double largest = *std::max_element(a.begin(), a.end());
   constexpr std::size_t line = 64 / sizeof(Real);
   const std::size_t stride = (n + line - 1) / line * line;
-  std::vector<Real> padded((n + 7) / 8 * 8 * stride, Real{0}), rows(padded), values(stride), scratch(8 * stride);
+  std::vector<Real> padded((n + 7) / 8 * 8 * stride, Real{0}), rows(padded), values(stride), scratch(isa::eigen_scratch_rows * stride);
   for (std::size_t i = 0; i < n; ++i)
     for (std::size_t j = 0; j < n; ++j) padded[i * stride + j] = static_cast<Real>(a[i * n + j] / largest);
   const std::string name = "eigen of " + std::to_string(n) + ", rank " + std::to_string(rank);

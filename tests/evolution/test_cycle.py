@@ -160,6 +160,58 @@ def test_genomes_of_the_dead_are_forgotten():
     assert set(cycle._genomes) <= alive
 
 
+def test_a_parent_that_left_every_archive_is_forgotten_when_its_last_child_is_told():
+    cycle = toy_cycle(3)
+    advance(cycle, 3, 300, batch=7)
+    elites = {elite.digest for archive in cycle.archives for elite in archive.elites}
+    assert cycle._genomes.keys() == elites - {seed.digest for seed, _ in corners(3)}
+    assert cycle.alive == tuple(sorted(cycle._genomes))
+
+
+def test_only_children_that_enter_an_archive_are_written_to_the_caller_s_mapping():
+    class Shelf(dict):
+        written = 0
+
+        def __setitem__(self, name, genome):
+            Shelf.written += 1
+            super().__setitem__(name, genome)
+
+    shelf, entered = Shelf(), 0
+    cycle = toy_cycle(3, genomes=shelf, bins=3)
+    for _ in range(200):
+        proposal = cycle.ask()[0]
+        child = cycle.breed(proposal)
+        statuses = cycle.tell(Result(proposal.id, child.digest, closeness(child, 3)))
+        entered += set(statuses) != {AddStatus.NOT_ADDED}
+        assert shelf.keys() == set(cycle.alive)
+    assert Shelf.written == entered < 150
+
+
+def test_a_child_waiting_to_be_told_keeps_its_parents_alive():
+    cycle = toy_cycle(2)
+    advance(cycle, 2, 20)
+    proposal = cycle.ask()[0]
+    assert set(proposal.parents) - {seed.digest for seed, _ in corners(2)} <= set(cycle.alive)
+
+
+def test_a_resumed_cycle_takes_genomes_that_are_still_there_instead_of_breeding_them():
+    kept, bred = {}, []
+    whole = toy_cycle(3, genomes=kept)
+    results = advance(whole, 3, 60)
+
+    def counted(parents, generator):
+        bred.append(parents)
+        return cross(parents, generator)
+
+    again = toy_cycle(3, genomes=dict(kept), crossover=counted)
+    for result in results:
+        again.ask()
+        again.tell(result)
+    for digest in again.alive:
+        assert again.genome(digest).digest == digest
+    assert bred == []
+
+
 def test_a_lineage_deeper_than_the_stack_can_be_bred_again():
     def step(parents, generator):
         return genome(*(parents[0].values + np.float32(0.001)))

@@ -1,7 +1,9 @@
+import doctest
+
 import numpy as np
 import pytest
 
-from minerua.evolution import READINGS, aggregation_weights, crossover_coefficients
+from minerua.evolution import READINGS, aggregation_weights, crossover_coefficients, multipliers, operators
 from minerua.evolution.operators import SMALLEST_SUM
 
 
@@ -40,23 +42,57 @@ def test_draws_that_nearly_cancel_are_drawn_again():
     assert crossover_coefficients(Cancelling(), rows=3).tolist() == [[0.5, 0.5]] * 3
 
 
+def uniforms(count):
+    return np.random.default_rng(0).random(count)
+
+
 @pytest.mark.parametrize(
-    ("reading", "low", "high"), [("literal", 0.0, 0.3), ("additive", 1.0, 1.3), ("two-sided", 0.7, 1.3)]
+    ("reading", "low", "high"),
+    [("literal", 0.0, 0.3), ("additive", 1.0, 1.3), ("two-sided", 0.7, 1.3), ("expert", 0.0, 0.3)],
 )
 def test_multipliers_of_each_reading_fill_their_range(reading, low, high):
-    draws = READINGS[reading](np.random.default_rng(0), 10_000, 0.3)
+    draws = READINGS[reading](uniforms(10_000), 0.3)
     assert low <= draws.min() < low + 0.01
     assert high - 0.01 < draws.max() <= high
     assert draws.mean() == pytest.approx((low + high) / 2, abs=0.01)
 
 
 def test_literal_reading_shrinks_the_spectrum_to_15_percent_on_average():
-    assert READINGS["literal"](np.random.default_rng(0), 100_000, 0.3).mean() == pytest.approx(0.15, abs=0.002)
+    assert READINGS["literal"](uniforms(100_000), 0.3).mean() == pytest.approx(0.15, abs=0.002)
 
 
 @pytest.mark.parametrize("reading", ["additive", "two-sided"])
 def test_multipliers_of_strength_zero_are_one(reading):
-    assert (READINGS[reading](np.random.default_rng(0), 5, 0.0) == 1.0).all()
+    assert (READINGS[reading](uniforms(5), 0.0) == 1.0).all()
+
+
+@pytest.mark.parametrize("reading", sorted(READINGS))
+@pytest.mark.parametrize("top", [0, 1, 3, 6])
+def test_below_the_top_all_singular_values_share_one_multiplier(reading, top):
+    settings = {"reading": READINGS[reading], "strength": 0.5}
+    drawn = multipliers(uniforms, 7, top=top, **settings)
+    own = multipliers(uniforms, 7, **settings)
+    assert drawn.shape == own.shape == (7,)
+    assert drawn[: top + 1].tolist() == own[: top + 1].tolist()
+    assert len(set(drawn[:top])) == top
+    assert set(drawn[top:]) == {drawn[-1]}
+
+
+@pytest.mark.parametrize("top", [7, 8, 1000, None])
+def test_a_top_that_takes_in_every_singular_value_changes_nothing(top):
+    asked = []
+
+    def counted(count):
+        asked.append(count)
+        return uniforms(count)
+
+    drawn = multipliers(counted, 7, reading=READINGS["literal"], strength=1.0, top=top)
+    assert drawn.tolist() == uniforms(7).tolist()
+    assert asked == [7]
+
+
+def test_examples_of_the_docstrings_hold():
+    assert doctest.testmod(operators).failed == 0
 
 
 def test_aggregation_weights_sum_to_one_and_equal_scores_give_the_plain_mean():

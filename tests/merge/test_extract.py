@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.adapters.extract import EMBEDDINGS, extract, nearest_of_rank
+from minerua.merge.adapters.extract import EMBEDDINGS, extract
 from minerua.weights import Factors, apply, open_adapter, open_checkpoint, write_checkpoint
+from minerua.weights.truncation import nearest_of_rank
 
 SHAPES = {"m.down.weight": (30, 70), "m.q.weight": (40, 40), "m.up.weight": (80, 40)}
 

@@ -54,6 +54,17 @@ def test_every_reading_of_the_mutation_runs_by_name(tmp_path, mutation, crossove
     assert not any("failed" in event for event in events)
 
 
+@pytest.mark.parametrize("changes", [{"mutation_top": 0}, {"mutation_top": 2}, {"precision": "float64"}])
+def test_the_top_and_the_precision_of_the_mutation_reach_the_children_and_the_journal(tmp_path, changes):
+    settings = {"variant": "paper", "mutation": "two-sided"}
+    plain = run(make_world(tmp_path / "plain"), **settings)
+    changed = run(make_world(tmp_path / "changed"), **settings | changes)
+    assert changed[0]["config"]["evolution"] == plain[0]["config"]["evolution"] | changes
+    digests = [[event["digest"] for event in events if event["event"] == "tell"] for events in (plain, changed)]
+    assert digests[0] != digests[1]
+    assert not any("failed" in event for event in changed)
+
+
 @pytest.mark.parametrize("sampling", ["elite", "elite-repository", "uniform"])
 def test_every_sampling_runs_by_name(tmp_path, sampling):
     assert run(make_world(tmp_path), variant="paper", sampling=sampling)[-1]["evaluations"] == 25

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minerua import kernels
 from minerua.evolution import crossover_coefficients
 from minerua.evolution.variants import VARIANTS
-from minerua.run.variation import crossover_of, mutation_of
+from minerua.run.variation import crossover_of, draws_of, mutation_of
 from minerua.values import Genome
-from minerua.weights import Core, Mix, Subspace, open_checkpoint, open_expert
+from minerua.weights import Core, Mix, Population, Subspace, open_checkpoint, open_expert
 
 from ..worlds import base_tensors, tuned_tensors, write_model
 
@@ -98,13 +99,67 @@ def test_the_stated_share_of_children_is_mutated(subspace, experts, probability)
 def test_each_reading_multiplies_the_spectrum_within_its_range(subspace, experts, reading, low, high):
     mutate = mutation_of(_variant(mutation=reading, mutation_strength=0.3), subspace, experts)
     child = mutate(experts[0], np.random.default_rng(0), 0)
-    ratios = []
-    for core in (segment for segment in subspace.segments if isinstance(segment, Core)):
-        before, after = (g.values[core.part].reshape(core.shape).astype(np.float64) for g in (experts[0], child))
-        U, sigma, V = np.linalg.svd(before, full_matrices=False)
-        ratios += list(np.diag(U.T @ after @ V.T) / sigma)
+    ratios = np.concatenate(_ratios(subspace, experts[0], child))
     assert low - 1e-4 <= min(ratios) <= max(ratios) <= high + 1e-4
     assert np.ptp(ratios) > 0.6 * (high - low) or low == high
+
+
+def test_multipliers_come_from_philox_by_64_bits_of_the_generator_and_the_tensor_s_number(subspace, experts):
+    variant = _variant(mutation="additive", mutation_strength=0.3)
+    draw = draws_of(variant, [np.random.default_rng(k) for k in (7, 8)])
+    for member, seed in enumerate((7, 8)):
+        key = int(np.random.default_rng(seed).integers(1 << 64, dtype=np.uint64))
+        for number in (0, 3):
+            expected = 1 + 0.3 * kernels.uniform(key, count=6, tensor=number).astype(np.float64)
+            np.testing.assert_array_equal(draw(member, number, 6), expected)
+    assert len({tuple(draw(member, number, 6)) for member in (0, 1) for number in (0, 1, 2)}) == 6
+
+
+@pytest.mark.parametrize("reading", ["literal", "additive", "two-sided", "expert"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("top", [None, 1])
+def test_children_mutated_one_by_one_have_the_bits_of_a_batch(subspace, experts, reading, precision, top):
+    variant = _variant(mutation=reading, mutation_probability=1.0, mutation_top=top)
+    mutate = mutation_of(variant, subspace, experts, precision=precision)
+    tasks, seeds = (2, 0, 1), (5, 6, 7)
+    coins = [np.random.default_rng(seed) for seed in seeds]
+    alone = [mutate(experts[0], coin, task) for coin, task in zip(coins, tasks, strict=True)]
+    start = [experts[task] for task in tasks] if reading == "expert" else [experts[0]] * 3
+    batch = Population(subspace, start)
+    batch.mutate(draws_of(variant, [_after_the_coin(seed) for seed in seeds]), precision=precision)
+    if reading == "expert":
+        increments, batch = batch, Population(subspace, [experts[0]] * 3)
+        batch.add_cores(increments)
+    assert [genome.digest for genome in batch.genomes()] == [genome.digest for genome in alone]
+
+
+def _after_the_coin(seed):
+    """A generator as a mutation has it when it has decided to mutate."""
+    generator = np.random.default_rng(seed)
+    generator.random()
+    return generator
+
+
+@pytest.mark.parametrize("reading", ["literal", "additive", "two-sided"])
+@pytest.mark.parametrize("top", [0, 1, 3, 100])
+def test_below_the_top_all_directions_of_a_matrix_are_scaled_alike(subspace, experts, reading, top):
+    variant = _variant(mutation=reading, mutation_strength=0.3, mutation_top=top)
+    mutate = mutation_of(variant, subspace, experts, precision="float64")
+    ratios = _ratios(subspace, experts[0], mutate(experts[0], np.random.default_rng(0), 0))
+    for matrix in ratios:
+        np.testing.assert_allclose(matrix[top:], matrix[-1], rtol=0, atol=1e-4)
+        assert len(set(matrix[: top + 1].round(4))) == min(top + 1, len(matrix))
+    assert len({matrix[-1] for matrix in ratios}) == len(ratios)
+
+
+def _ratios(subspace, before, after):
+    """By what each matrix's singular directions were multiplied, the largest singular value first."""
+    ratios = []
+    for core in (segment for segment in subspace.segments if isinstance(segment, Core)):
+        old, new = (g.values[core.part].reshape(core.shape).astype(np.float64) for g in (before, after))
+        U, sigma, V = np.linalg.svd(old, full_matrices=False)
+        ratios.append(np.diag(U.T @ new @ V.T) / sigma)
+    return ratios
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])

@@ -10,7 +10,7 @@ from minerua.evolution import aggregation_weights, crossover_coefficients
 from minerua.evolution.variants import VARIANTS
 from minerua.run.variation import crossover_of, mutation_of
 from minerua.values import Genome
-from minerua.weights import Core, Mix, Subspace
+from minerua.weights import Core, Mix, Population, Subspace
 
 from ..worlds import MATRICES, SHAPES, assert_close, dense_of
 from .conftest import KINDS
@@ -32,8 +32,21 @@ def _mutation(reading, subspace, experts=(), *, strength=0.3):
     return mutation_of(dataclasses.replace(PAPER, mutation=reading, mutation_strength=strength), subspace, experts)
 
 
+def _mutated_by(subspace, genome, draw):
+    """The genome with its spectra multiplied by what `draw` says of each rank."""
+    population = Population(subspace, [genome])
+    population.mutate(lambda member, number, rank: draw(rank))
+    return population.genomes()[0]
+
+
 def _scaled(subspace, genome, factor):
-    return subspace.scale_spectrum(genome, lambda count: np.full(count, float(factor)))
+    return _mutated_by(subspace, genome, lambda count: np.full(count, float(factor)))
+
+
+def _sum_of_cores(subspace, genome, increment):
+    population = Population(subspace, [genome])
+    population.add_cores(Population(subspace, [increment]))
+    return population.genomes()[0]
 
 
 # ── crossover, CycleQD section 3.2 ───────────────────────────────────────────────────────────────────────────────────
@@ -116,14 +129,14 @@ def test_reading_a_literal_with_all_ones_is_the_identity_and_with_zeros_the_base
 def test_reading_b_additive_with_w_zero_is_the_identity(world):
     subspace, _ = world
     genome = next(iter(subspace.founders.values()))
-    child = subspace.scale_spectrum(genome, lambda count: 1.0 + np.zeros(count))
+    child = _mutated_by(subspace, genome, lambda count: 1.0 + np.zeros(count))
     np.testing.assert_allclose(child.values, genome.values, rtol=0, atol=2e-6)
 
 
 def test_reading_c_with_w_one_on_the_base_gives_the_expert_s_matrices(world):
     subspace, founders = world
     for name, expert in subspace.founders.items():
-        child = subspace.task_vector(subspace.add_cores(subspace.zero(), _scaled(subspace, expert, 1)))
+        child = subspace.task_vector(_sum_of_cores(subspace, subspace.zero(), _scaled(subspace, expert, 1)))
         assert_close({n: change for n, change in child.items() if n in MATRICES}, _matrices(founders[name]))
 
 
@@ -152,7 +165,7 @@ def test_a_mutation_scales_the_singular_values_of_the_child_s_own_task_vector(wo
         factors[len(factors)] = 1 + np.linspace(0, 0.3, count)
         return factors[len(factors) - 1]
 
-    child = subspace.task_vector(subspace.scale_spectrum(genome, draw))
+    child = subspace.task_vector(_mutated_by(subspace, genome, draw))
     cores = [segment for segment in subspace.segments if isinstance(segment, Core)]
     assert [len(factors[i]) for i in range(len(cores))] == [min(core.shape) for core in cores]
     for i, core in enumerate(cores):
@@ -234,7 +247,7 @@ def test_generations_on_cores_equal_generations_on_whole_matrices(world):
         oracle = {n: a * population[i][1][n] + b * population[j][1][n] for n in names}
         draws = {s.name: 1 + generator.uniform(-0.3, 0.3, min(s.shape)) for s in subspace.segments if _is_core(s)}
         queue = iter(draws.values())
-        child = subspace.scale_spectrum(child, lambda count, queue=queue: next(queue))
+        child = _mutated_by(subspace, child, lambda count, queue=queue: next(queue))
         population.append((child, {n: _mutated(oracle[n], draws.get(n)) for n in names}))
         assert_close(subspace.task_vector(child), population[-1][1], tolerance=2e-5)
 

@@ -116,7 +116,7 @@ def test_genomes_of_another_subspace_are_refused_everywhere(tmp_path):
     subspace, _ = _world(tmp_path)
     stranger = Genome("elsewhere", np.zeros(subspace.size, np.float32))
     for use in (materialise, lambda s, g: save_child(tmp_path / "x", s, g), lambda s, g: save_adapter(tmp_path, s, g)):
-        with pytest.raises(CheckpointError, match="genomes of another subspace"):
+        with pytest.raises(CheckpointError, match="genomes of another subspace cannot be used here"):
             use(subspace, stranger)
     assert not (tmp_path / "x").exists()
 

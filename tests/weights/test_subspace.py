@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minerua import kernels
 from minerua.errors import CheckpointError
 from minerua.values import Genome
 from minerua.weights import (
@@ -32,6 +33,8 @@ from ..worlds import (
     write_model,
 )
 from .conftest import COUNTS, KINDS
+
+NAME = "body.weight"
 
 # ── founders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,6 +130,67 @@ def test_a_founder_equal_to_the_base_may_stand_beside_others(base, folder, vecto
     assert not any(change.any() for change in subspace.task_vector(subspace.founders["copy"]).values())
 
 
+def _founder(deltas, base=None):
+    return TaskVector("0", deltas, base=base)
+
+
+@pytest.mark.parametrize(
+    ("delta", "fault"),
+    [
+        (np.ones((6, 8), np.float32), "its change has shape [6, 8], the base has [8, 6]"),
+        (low_rank((6, 8), 2, seed=0), "its factors are [6, 2] and [2, 8], the base has [8, 6]"),
+        (Factors(np.ones((8, 2)), np.ones((3, 6))), "its factors are [8, 2] and [3, 6], the base has [8, 6]"),
+        (np.full((8, 6), np.nan, np.float32), "48 of 48 numbers are NaN or infinite"),
+        (Factors(np.full((8, 1), np.inf), np.ones((1, 6))), "8 of 14 numbers are NaN or infinite"),
+    ],
+)
+def test_a_change_that_cannot_be_used_is_named_with_founder_and_tensor(base, delta, fault):
+    with pytest.raises(CheckpointError, match=r"founders do not fit the base at .*base") as caught:
+        Subspace(base, {"good": _founder({"head.weight": low_rank((5, 8), 1, seed=0)}), "bad": _founder({NAME: delta})})
+    assert caught.value.faults == (f"founder 'bad': tensor '{NAME}': {fault}",)
+
+
+def test_all_faults_of_all_founders_are_told_at_once(base, folder):
+    other = open_checkpoint(write_model(folder / "stranger", base_tensors(seed=5)))
+    founders = {
+        "one": _founder({"gone.weight": low_rank((8, 6), 1, seed=0), COUNTER: np.ones(3, np.float32)}),
+        "two": _founder({"body.bias": low_rank((8, 1), 1, seed=0), NAME: np.ones((2, 2), np.float32)}, other),
+    }
+    with pytest.raises(CheckpointError, match="founders do not fit the base") as caught:
+        Subspace(base, founders)
+    assert caught.value.faults == (
+        "founder 'one' changes tensor 'gone.weight', which the base lacks",
+        f"founder 'two' is a change of another base, {other.path} ({other.digest}); here it is {base.path} "
+        f"({base.digest})",
+        "founder 'two': tensor 'body.bias': its factors are [8, 1] and [1, 1], the base has [8]",
+        "founder 'two': tensor 'body.weight': its change has shape [2, 2], the base has [8, 6]",
+        "founder 'one': tensor 'steps': it is changed, the base holds int64, and only floating-point tensors can be "
+        "merged",
+    )
+
+
+def test_a_founder_of_the_same_base_opened_twice_is_none_of_another(base):
+    again = open_checkpoint(base.path)
+    assert Subspace(base, {"e": _founder({NAME: low_rank((8, 6), 1, seed=0)}, again)}).size == 1
+
+
+def test_bases_are_orthonormal_whether_their_columns_are_independent_or_not(tmp_path):
+    write_checkpoint(tmp_path / "base.safetensors", {"w.weight": np.zeros((60, 50), np.float32)})
+    base = open_checkpoint(tmp_path / "base.safetensors")
+    one = low_rank((60, 50), 4, seed=0)
+    for slip in (1.0, 1e-3, 1e-5, 0.0):  # how far the second expert's columns leave the first one's span
+        left = one.left @ np.float32(np.eye(4)[::-1]) + np.float32(slip) * low_rank((60, 50), 4, seed=1).left
+        other = Factors(left, one.right)
+        (core,) = Subspace(base, {"a": _founder({"w.weight": one}), "b": _founder({"w.weight": other})}).segments
+        assert core.shape == (8 if slip else 4, 4)
+        assert np.abs(core.left.T @ core.left - np.eye(core.shape[0])).max() < 1e-6
+
+
+def test_a_subspace_of_another_dtype_is_refused(base, vectors):
+    with pytest.raises(CheckpointError, match="a subspace of float16 cannot be built; float32 and float64 are known"):
+        Subspace(base, vectors("lora", 2), dtype=np.float16)
+
+
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -176,7 +240,7 @@ def test_genomes_of_another_subspace_are_refused_with_both_names(base, vectors):
         lambda: here.task_vector(Genome(here.digest, own.values[:-1])),
     ]
     for use in uses:
-        with pytest.raises(CheckpointError, match="genomes of another subspace") as caught:
+        with pytest.raises(CheckpointError, match="genomes of another subspace cannot be used here") as caught:
             use()
         (fault,) = caught.value.faults
         assert re.fullmatch(rf"subspace \w+ with \d+ values, here {here.digest} with {here.size}", fault)
@@ -218,6 +282,26 @@ def test_coefficients_of_another_shape_are_refused(base, vectors, shape):
     subspace = Subspace(base, vectors("full", 2))
     with pytest.raises(CheckpointError, match=r"the shape \(1, 2\) or \(6, 2\), found "):
         subspace.combine(list(subspace.founders.values()), np.ones(shape))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_all_spectra_are_scaled_in_one_call_in_place(world, monkeypatch, precision):
+    subspace, _ = world
+    genome, calls = next(iter(subspace.founders.values())), []
+    original = kernels.svd_mutation
+
+    def counted(matrices, multipliers, *, precision, out):
+        calls.append((precision, all(a is b for a, b in zip(matrices, out, strict=True))))
+        return original(matrices, multipliers, precision=precision, out=out)
+
+    before = genome.values.copy()
+    monkeypatch.setattr(kernels, "svd_mutation", counted)
+    child = subspace.scale_spectrum(genome, lambda count: np.full(count, 2.0), precision=precision)
+    assert calls == [(precision, True)]
+    np.testing.assert_array_equal(genome.values, before)
+    for segment in subspace.segments:
+        factor = 2 if isinstance(segment, Core) else 1
+        np.testing.assert_allclose(child.values[segment.part], factor * before[segment.part], rtol=0, atol=4e-6)
 
 
 # ── projecting ───────────────────────────────────────────────────────────────────────────────────────────────────────

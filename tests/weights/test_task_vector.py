@@ -2,9 +2,21 @@ import numpy as np
 import pytest
 
 from minerua.errors import CheckpointError
-from minerua.weights import Factors, apply, dense, is_floating, open_checkpoint, open_expert
+from minerua.weights import (
+    Factors,
+    Subspace,
+    apply,
+    dense,
+    difference,
+    is_floating,
+    open_checkpoint,
+    open_expert,
+    save_adapter,
+    task_vector,
+    write_adapter,
+)
 
-from ..worlds import COUNTER, DTYPES, SHAPES, base_tensors, tuned_tensors, write_lora, write_model
+from ..worlds import COUNTER, DTYPES, SHAPES, base_tensors, low_rank, tuned_tensors, write_lora, write_model
 
 
 @pytest.fixture(params=sorted(DTYPES))
@@ -107,3 +119,41 @@ def test_a_counter_of_another_shape_is_told_once(tmp_path):
 def test_an_expert_that_is_not_there_is_said_to_be_missing(tmp_path, path):
     with pytest.raises(CheckpointError, match="No such file or directory"):
         open_expert("e", tmp_path / path, _base(tmp_path))
+
+
+def test_an_adapter_of_a_rank_that_its_matrix_cannot_have_is_refused(tmp_path):
+    base = _base(tmp_path)
+    path = write_lora(tmp_path / "e", {"body.weight": 7, "head.weight": 5}, seed=0)
+    with pytest.raises(CheckpointError, match=r"the expert 'coder' at .*e does not fit the base at .*base") as caught:
+        open_expert("coder", path, base)
+    assert caught.value.faults == (
+        "tensor 'body.weight': the adapter's rank is 7, the base's matrix [8, 6] has rank 6 at most; "
+        "extract an adapter of a smaller rank, or name the whole model",
+    )
+
+
+def test_an_adapter_that_names_another_base_is_refused_with_both_digests(tmp_path):
+    base = _base(tmp_path)
+    expert = open_expert("e", write_lora(tmp_path / "e", {"body.weight": 2}, seed=0), base)
+    subspace = Subspace(base, {"e": expert.task_vector})
+    save_adapter(tmp_path / "child", subspace, subspace.founders["e"])
+    assert open_expert("child", tmp_path / "child", base).task_vector.base is base
+    other = open_checkpoint(write_model(tmp_path / "other", base_tensors(seed=1)))
+    with pytest.raises(CheckpointError, match=f"made for the base {base.digest}, and .*other is {other.digest}; name"):
+        open_expert("child", tmp_path / "child", other)
+
+
+def test_an_adapter_for_other_modules_is_refused_with_what_the_base_lacks(tmp_path):
+    write_adapter(tmp_path / "e", {"tail.weight": low_rank((8, 6), 1, seed=0)}, rank=1)
+    with pytest.raises(CheckpointError, match=r"module 'tail': the base .*base has no tensor 'tail.weight'"):
+        open_expert("e", tmp_path / "e", _base(tmp_path))
+
+
+def test_a_difference_in_small_blocks_is_the_same_to_the_bit(tmp_path, dtype, monkeypatch):
+    base = _base(tmp_path, dtype)
+    tuned = open_checkpoint(write_model(tmp_path / "e", tuned_tensors(base_tensors(dtype=dtype), seed=1)))
+    whole = dict(difference(tuned, base))
+    monkeypatch.setattr(task_vector, "_BLOCK_VALUES", 5)
+    for name, change in difference(tuned, base).items():
+        np.testing.assert_array_equal(change, whole[name])
+        assert change.shape == SHAPES[name]

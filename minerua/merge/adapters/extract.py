@@ -1,15 +1,10 @@
 """A LoRA adapter from a full fine-tune: of every changed weight matrix, the nearest matrix of low rank.
 
-The nearest matrix is found by a randomised block Krylov method: a few products with a random block, kept all, span a
-space in which the leading singular vectors lie almost exactly. Nothing in it depends on luck that is not reported: what
-an adapter leaves out is measured against the matrix itself. Where the space would be half of the matrix, the
-eigenvectors of the Gram matrix are as cheap, and exact.
+The nearest matrix is found by a randomised block Krylov method (`minerua.weights.truncation`). Nothing in it depends on
+luck that is not reported: what an adapter leaves out is measured against the matrix itself.
 
 One matrix is in memory at a time, beside the adapter. The same checkpoints, settings and seed give the same adapter on
 the same machine; LAPACK's last digits may differ on another.
-
-Source: Musco 2015, Randomized block Krylov methods, arXiv 1504.05477, algorithm 2; it keeps what the power iterations
-of Halko 2011, Finding structure with randomness, algorithm 4.4, throw away.
 """
 
 from __future__ import annotations
@@ -25,15 +20,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minerua.errors import CheckpointError, ConfigError
-from minerua.merge.methods.spectral import Triplets, leading
 from minerua.weights import Checkpoint, Factors, find_non_finite, is_floating, write_adapter
+from minerua.weights.truncation import balanced, enough_for, nearest_of_rank, squared_norm, squared_rest
 
 EMBEDDINGS = r"(^|\.)(embed\w*|\w*embeddings?|wte|wpe|shared|relative_attention_bias)$"
 """Module paths of embeddings, as transformers names them: tables of rows, whose adapters have another layout. Nothing
 in a checkpoint tells them from linear layers but the name."""
-
-_BLOCK_ROWS = 1024
-"""Rows of a matrix that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -191,52 +183,12 @@ def extract(
     return Extraction(tuple(matrices), unchanged, MappingProxyType(left_out), _lost_in_all(matrices))
 
 
-def nearest_of_rank(
-    matrix: np.ndarray, rank: int, *, seed: int = 0, oversampling: int = 10, iterations: int = 3
-) -> Triplets:
-    """Returns the leading singular values and vectors of a matrix, found in a random Krylov space.
-
-    Args:
-        matrix: Shape (m, n), float32, finite.
-        rank: How many at most; those below 1e-6 of the largest are left out.
-        seed: Of the random block, by Philox; at least 0.
-        oversampling: By how many columns the block is wider than the rank.
-        iterations: How many pairs of products follow the first.
-
-    Returns:
-        U (m, k), σ (k,), descending, and V (n, k). σ is never above the true values but for rounding. Exact where the
-        Krylov space would be half of the matrix or more.
-
-    Example:
-        >>> left, sigma, right = nearest_of_rank(np.diag(np.float32([3, 1, 2])), 2)
-        >>> sigma.round(5).tolist()
-        [3.0, 2.0]
-    """
-    width = rank + oversampling
-    if 2 * (iterations + 1) * width >= min(matrix.shape):
-        return leading(matrix, rank)
-    generator = np.random.Generator(np.random.Philox(seed))
-    block = _orthonormal(matrix @ generator.standard_normal((matrix.shape[1], width), dtype=np.float32))
-    blocks = [block]
-    for _ in range(iterations):
-        block = _orthonormal(matrix @ _orthonormal(matrix.T @ block))
-        blocks.append(block)
-    space = _orthonormal(np.concatenate(blocks, axis=1))  # (m, (iterations + 1) · width)
-    right, sigma, inside = leading(matrix.T @ space, rank)
-    return space @ inside.astype(np.float32), sigma, right
-
-
-def _orthonormal(columns: np.ndarray) -> np.ndarray:
-    """Returns orthonormal columns that span the given ones, float32."""
-    return leading(columns, columns.shape[1])[0].astype(np.float32)
-
-
 # ── one matrix ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _extract_matrix(name: str, delta: np.ndarray, settings: _Settings) -> tuple[Factors | None, ExtractedMatrix | None]:
     """Returns a matrix's factors, if any singular value is large enough, and what became of it, if it has changed."""
-    total = _squared_norm(delta)
+    total = squared_norm(delta)
     if total == 0:
         return None, None
     left, sigma, right = nearest_of_rank(
@@ -249,12 +201,8 @@ def _extract_matrix(name: str, delta: np.ndarray, settings: _Settings) -> tuple[
     count = _rank(sigma, total, settings)
     if count == 0:
         return None, ExtractedMatrix(name, 0, math.sqrt(total), 1.0)
-    roots = np.sqrt(sigma[:count])
-    pair = Factors((left[:, :count] * roots).astype(np.float32), (right[:, :count] * roots).T.astype(np.float32))
-    lost = sum(
-        _squared_norm(delta[start : start + _BLOCK_ROWS] - pair.left[start : start + _BLOCK_ROWS] @ pair.right)
-        for start in range(0, len(delta), _BLOCK_ROWS)
-    )
+    pair = balanced(left[:, :count], sigma[:count], right[:, :count])
+    lost = squared_rest(delta, pair)
     return pair, ExtractedMatrix(name, count, math.sqrt(total), min(1.0, lost / total))
 
 
@@ -263,7 +211,7 @@ def _rank(sigma: np.ndarray, total: float, settings: _Settings) -> int:
     count = int((sigma > settings.epsilon).sum())
     if settings.energy is None:
         return count
-    return min(count, int((np.cumsum(sigma**2) < settings.energy * total).sum()) + 1)
+    return min(count, enough_for(settings.energy, sigma, total))
 
 
 def _difference(base: Checkpoint, tuned: Checkpoint, name: str) -> np.ndarray:
@@ -275,12 +223,7 @@ def _difference(base: Checkpoint, tuned: Checkpoint, name: str) -> np.ndarray:
         raise CheckpointError(
             f"{tuned.path} cannot be extracted as an adapter", [f"tensor {name!r}: its change overflows float32"]
         )
-    return delta
-
-
-def _squared_norm(matrix: np.ndarray) -> float:
-    blocks = range(0, len(matrix), _BLOCK_ROWS)
-    return float(sum(np.square(matrix[start : start + _BLOCK_ROWS], dtype=np.float64).sum() for start in blocks))
+    return np.asarray(delta)
 
 
 def _lost_in_all(matrices: Sequence[ExtractedMatrix]) -> float:
