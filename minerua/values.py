@@ -45,7 +45,7 @@ class Genome:
 
     Args:
         subspace: Digest of the subspace that gives the numbers their meaning.
-        values: Shape (size,), float32, contiguous, read-only.
+        values: Shape (size,), float32 (float64 for a subspace of that dtype), contiguous, read-only.
     """
 
     subspace: str

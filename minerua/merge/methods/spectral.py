@@ -278,13 +278,9 @@ def leading(matrix: np.ndarray, count: int, *, noise: float = 0.0) -> Triplets:
         >>> sigma.round(6).tolist(), left.shape, right.shape
         ([5.0, 3.0], (3, 2), (3, 2))
     """
-    if matrix.shape[0] < matrix.shape[1]:
-        right, sigma, left = leading(matrix.T, count, noise=noise)
-        return left, sigma, right
-    sigma, right = _spectrum(matrix)
-    count = min(count, int((sigma > noise).sum()))
-    sigma, right = sigma[:count], right[:, :count].copy()  # a view would keep all of them in memory
-    return _product(matrix, right / sigma), sigma, right
+    from minerua.weights import truncation  # numpy comes with it
+
+    return truncation.leading(matrix, count, noise=noise)
 
 
 def polar_factor(matrix: np.ndarray) -> np.ndarray:
