@@ -12,7 +12,7 @@ Source: Core Space Merging, arXiv 2509.17786, for merging; the same algebra carr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -164,42 +164,6 @@ class Subspace:
         values = np.empty(self.size, self.dtype)
         for segment, row in zip(self.segments, coefficients, strict=True):
             values[segment.part] = _mixed([genome.values[segment.part] for genome in genomes], row[None])
-        return self._genome(values)
-
-    def scale_spectrum(
-        self, genome: Genome, draw: Callable[[int], np.ndarray], *, precision: str = "float32"
-    ) -> Genome:
-        """Multiplies the singular values of every matrix's task vector; tensors without a spectrum stay as they are.
-
-        Args:
-            genome: A genome of this subspace.
-            draw: Maps a rank to that many multipliers, for singular values in descending order; called once per matrix,
-                in the order of the segments.
-            precision: In which the Gram matrices are formed and decomposed, `"float32"` or `"float64"`; see
-                `kernels.svd_mutation`. Cores in float64 are decomposed in float64.
-
-        Raises:
-            CheckpointError: If the genome belongs to another subspace.
-            KernelError: If it holds NaN or infinity.
-
-        Source: CycleQD, arXiv 2410.14735, section 3.3.
-        """
-        self.check([genome])
-        cores = [segment for segment in self.segments if isinstance(segment, Core)]
-        multipliers = [draw(min(core.shape)) for core in cores]
-        values = genome.values.copy()
-        views = [values[core.part].reshape(core.shape) for core in cores]
-        if views:
-            kernels.svd_mutation(views, multipliers, precision=precision, out=views)  # all in one call, in place
-        return self._genome(values)
-
-    def add_cores(self, genome: Genome, increment: Genome) -> Genome:
-        """Returns the genome with another's cores added; coefficients of small tensors stay as they are."""
-        self.check([genome, increment])
-        values = genome.values.copy()
-        for segment in self.segments:
-            if isinstance(segment, Core):
-                values[segment.part] += increment.values[segment.part]
         return self._genome(values)
 
     def add_noise(self, genome: Genome, generator: np.random.Generator, deviation: float) -> Genome:

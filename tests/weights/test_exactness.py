@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minerua.evolution.operators import READINGS, crossover_coefficients, multipliers
-from minerua.weights import Core, Factors, Subspace, TaskVector, open_checkpoint, write_checkpoint
+from minerua.weights import Core, Factors, Population, Subspace, TaskVector, open_checkpoint, write_checkpoint
 
 SHAPES = {
     "down.weight": (16, 40),
@@ -39,6 +39,20 @@ def base(tmp_path_factory):
     path = tmp_path_factory.mktemp("exactness") / "base.safetensors"
     write_checkpoint(path, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})
     return open_checkpoint(path)
+
+
+def scaled(subspace, genome, draw, precision="float32"):
+    """Mutates one genome; `draw` maps a rank to the multipliers of the next matrix."""
+    population = Population(subspace, [genome])
+    population.mutate(lambda member, number, rank: draw(rank), precision=precision)
+    return population.genome(0)
+
+
+def added(subspace, genome, increment):
+    """Adds another genome's cores."""
+    population = Population(subspace, [genome])
+    population.add_cores(Population(subspace, [increment]))
+    return population.genome(0)
 
 
 def _experts():
@@ -98,10 +112,10 @@ def test_a_hundred_generations_on_cores_equal_those_on_whole_matrices(base, per_
         }
         mutated, oracle = experts[generation % 3] if reading == "expert" else (child, whole)
         queue = iter(draws.values())
-        mutated = subspace.scale_spectrum(mutated, lambda count, queue=queue: next(queue))
+        mutated = scaled(subspace, mutated, lambda count, queue=queue: next(queue))
         oracle = {name: _scaled(oracle[name], draws[name], gaps) for name in SHAPES}
         if reading == "expert":
-            mutated, oracle = subspace.add_cores(child, mutated), _add(whole, oracle)
+            mutated, oracle = added(subspace, child, mutated), _add(whole, oracle)
         members[generation % len(members)] = (mutated, oracle)
         worst = max(worst, _distance(subspace.task_vector(mutated), oracle))
     assert min(gaps) > LEAST_GAP
@@ -145,7 +159,7 @@ def posed(request, base):
     genome = type(subspace.zero())(subspace.digest, values)
 
     def mutate(draw):
-        return subspace.scale_spectrum(genome, draw, precision=precision)
+        return scaled(subspace, genome, draw, precision=precision)
 
     return subspace, genome, mutate, TOLERANCES[request.param]
 
@@ -185,16 +199,18 @@ def test_a_mutation_and_its_inverse_give_the_genome_back(posed):
     subspace, genome, mutate, tolerance = posed
     numbers = np.array([2.0, 2.0, 1.7, 1.5, 1.5, 1.5, 1.0, 1.0, 1.0])  # equal where the values are, descending
     there = mutate(lambda count: np.pad(numbers[:count], (0, max(0, count - len(numbers))), constant_values=1.0))
-    back = subspace.scale_spectrum(
-        there, lambda count: 1 / np.pad(numbers[:count], (0, max(0, count - len(numbers))), constant_values=1.0)
+    back = scaled(
+        subspace,
+        there,
+        lambda count: 1 / np.pad(numbers[:count], (0, max(0, count - len(numbers))), constant_values=1.0),
     )
     np.testing.assert_allclose(back.values, genome.values, rtol=0, atol=3e-4 if tolerance > 1e-10 else 1e-12)
 
 
 def test_zero_and_rank_deficient_cores_are_harmless(posed):
     subspace, _, _, _ = posed
-    assert not subspace.scale_spectrum(subspace.zero(), np.ones).values.any()
+    assert not scaled(subspace, subspace.zero(), np.ones).values.any()
     for founder in subspace.founders.values():  # two of three lack a tensor, all lack rank
-        found = subspace.scale_spectrum(founder, lambda count: np.full(count, 1.5))
+        found = scaled(subspace, founder, lambda count: np.full(count, 1.5))
         scale = np.abs(founder.values).max()
         np.testing.assert_allclose(found.values, 1.5 * founder.values, rtol=0, atol=3e-6 * scale)

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minerua import kernels
 from minerua.errors import CheckpointError
 from minerua.values import Genome
 from minerua.weights import (
@@ -213,7 +212,6 @@ def test_genomes_cannot_be_changed(world):
         first,
         subspace.zero(),
         subspace.combine([first], np.array([[2.0]])),
-        subspace.add_cores(first, first),
         noisy,
     ):
         with pytest.raises(ValueError, match="read-only"):
@@ -232,9 +230,6 @@ def test_genomes_of_another_subspace_are_refused_with_both_names(base, vectors):
     stranger, own = there.founders["expert-0"], here.founders["expert-0"]
     uses = [
         lambda: here.combine([own, stranger], np.array([[0.5, 0.5]])),
-        lambda: here.scale_spectrum(stranger, np.ones),
-        lambda: here.add_cores(own, stranger),
-        lambda: here.add_cores(stranger, own),
         lambda: here.add_noise(stranger, np.random.default_rng(0), 1.0),
         lambda: here.task_vector(stranger),
         lambda: here.task_vector(Genome(here.digest, own.values[:-1])),
@@ -282,26 +277,6 @@ def test_coefficients_of_another_shape_are_refused(base, vectors, shape):
     subspace = Subspace(base, vectors("full", 2))
     with pytest.raises(CheckpointError, match=r"the shape \(1, 2\) or \(6, 2\), found "):
         subspace.combine(list(subspace.founders.values()), np.ones(shape))
-
-
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_all_spectra_are_scaled_in_one_call_in_place(world, monkeypatch, precision):
-    subspace, _ = world
-    genome, calls = next(iter(subspace.founders.values())), []
-    original = kernels.svd_mutation
-
-    def counted(matrices, multipliers, *, precision, out):
-        calls.append((precision, all(a is b for a, b in zip(matrices, out, strict=True))))
-        return original(matrices, multipliers, precision=precision, out=out)
-
-    before = genome.values.copy()
-    monkeypatch.setattr(kernels, "svd_mutation", counted)
-    child = subspace.scale_spectrum(genome, lambda count: np.full(count, 2.0), precision=precision)
-    assert calls == [(precision, True)]
-    np.testing.assert_array_equal(genome.values, before)
-    for segment in subspace.segments:
-        factor = 2 if isinstance(segment, Core) else 1
-        np.testing.assert_allclose(child.values[segment.part], factor * before[segment.part], rtol=0, atol=4e-6)
 
 
 # ── projecting ───────────────────────────────────────────────────────────────────────────────────────────────────────
