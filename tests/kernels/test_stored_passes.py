@@ -148,7 +148,8 @@ def everything():
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_gives_stored_sources_the_same_bits(isa):
     script = "from test_stored_passes import everything; print(everything())"
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "MINERUA_ISA": isa}
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "MINERUA_ISA": isa}
     got = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     if "does not run it" in got.stderr or "of those built for this machine" in got.stderr:
         pytest.skip(f"this machine has no {isa}")
