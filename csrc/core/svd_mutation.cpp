@@ -30,6 +30,17 @@ std::size_t padded(std::size_t count, std::size_t line) {
 const isa::SpectralLoops<float>& spectral_loops(float) { return isa::loops().in_single; }
 const isa::SpectralLoops<double>& spectral_loops(double) { return isa::loops().in_double; }
 
+/// A power of two as two factors that are both in range, whatever the exponent: exact for denormal numbers too.
+template <class Real>
+struct PowerOfTwo {
+  explicit PowerOfTwo(int exponent)
+      : first(std::ldexp(Real{1}, exponent / 2)), second(std::ldexp(Real{1}, exponent - exponent / 2)) {}
+
+  Real times(Real value) const { return value * first * second; }
+
+  Real first, second;
+};
+
 /// Working memory for matrices of one shape, in tall form: `rows` >= `columns`, transposed where the input is wide. Padding
 /// is zero and stays zero.
 template <class Real>
@@ -59,8 +70,8 @@ class Workspace {
  private:
   static constexpr std::size_t line = 64 / sizeof(Real);
 
-  void read_tall(const float* matrix, double factor);
-  void write_tall(double factor, float* matrix) const;
+  void read_tall(const float* matrix, const PowerOfTwo<Real>& scale);
+  void write_tall(const PowerOfTwo<Real>& scale, float* matrix) const;
   void scale_and_multiply(const float* multipliers);
 
   /// C = A B with B's rows and C's `stride` apart.
@@ -76,33 +87,33 @@ class Workspace {
   std::vector<std::size_t> order_;
 };
 
-/// Copies the matrix into tall form, times 2^-exponent.
+/// Copies the matrix into tall form, scaled.
 template <class Real>
-void Workspace<Real>::read_tall(const float* matrix, double factor) {
+void Workspace<Real>::read_tall(const float* matrix, const PowerOfTwo<Real>& scale) {
   if (wide_) {
     for (std::size_t j = 0; j < columns_; ++j)
-      for (std::size_t i = 0; i < rows_; ++i) tall_[i * stride_ + j] = static_cast<Real>(factor * matrix[j * rows_ + i]);
+      for (std::size_t i = 0; i < rows_; ++i) tall_[i * stride_ + j] = scale.times(static_cast<Real>(matrix[j * rows_ + i]));
     return;
   }
   for (std::size_t i = 0; i < rows_; ++i) {
     const float* const from = matrix + i * columns_;
     Real* const to = tall_.data() + i * stride_;
-    for (std::size_t j = 0; j < columns_; ++j) to[j] = static_cast<Real>(factor * from[j]);
+    for (std::size_t j = 0; j < columns_; ++j) to[j] = scale.times(static_cast<Real>(from[j]));
   }
 }
 
 template <class Real>
-void Workspace<Real>::write_tall(double factor, float* matrix) const {
-  const auto scaled = [factor](Real value) { return static_cast<float>(factor * static_cast<double>(value)); };
+void Workspace<Real>::write_tall(const PowerOfTwo<Real>& scale, float* matrix) const {
   if (wide_) {
     for (std::size_t j = 0; j < columns_; ++j)
-      for (std::size_t i = 0; i < rows_; ++i) matrix[j * rows_ + i] = scaled(product_[i * stride_ + j]);
+      for (std::size_t i = 0; i < rows_; ++i)
+        matrix[j * rows_ + i] = static_cast<float>(scale.times(product_[i * stride_ + j]));
     return;
   }
   for (std::size_t i = 0; i < rows_; ++i) {
     const Real* const from = product_.data() + i * stride_;
     float* const to = matrix + i * columns_;
-    for (std::size_t j = 0; j < columns_; ++j) to[j] = scaled(from[j]);
+    for (std::size_t j = 0; j < columns_; ++j) to[j] = static_cast<float>(scale.times(from[j]));
   }
 }
 
@@ -143,12 +154,12 @@ Outcome Workspace<Real>::mutate(const SpectrumChange& change) {
   }
   int exponent = 0;
   std::frexp(largest, &exponent);  // a power of two: exact, and the largest entry becomes [0.5, 1)
-  read_tall(change.matrix, std::ldexp(1.0, -exponent));
+  read_tall(change.matrix, PowerOfTwo<Real>(-exponent));
   multiply(tall_, 1, stride_, tall_, gram_, columns_, rows_, true);
   if (!spectral_loops(Real{}).eigen(gram_.data(), columns_, stride_, eigenvalues_.data(), vectors_.data(), scratch_.data()))
     return Outcome::not_converged;
   scale_and_multiply(change.multipliers);
-  write_tall(std::ldexp(1.0, exponent), change.out);
+  write_tall(PowerOfTwo<Real>(exponent), change.out);
   return Outcome::done;
 }
 
