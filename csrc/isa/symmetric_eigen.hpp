@@ -51,10 +51,7 @@ constexpr std::size_t strip_lines = 4;
 constexpr std::size_t strip_lines = 1;
 #endif
 
-/// Sweeps whose rotations are kept before they are applied.
-constexpr std::size_t kept_sweeps = 32;
-
-static_assert(eigen_scratch_rows == 7 + 3 * kept_sweeps, "as many rows as Rows has");
+static_assert(eigen_scratch_rows == 14, "as many rows as Rows has");
 
 template <class Real>
 inline Line<Real> line_at(const Real* values, std::size_t i) {
@@ -151,7 +148,7 @@ inline void pass_over_rows(const Pass<Real>& given, Real* a, std::size_t count, 
 /// Rows that the passes need beside a matrix.
 template <class Real>
 struct Rows {
-  Real *off, *h, *products[2], *across[2], *none, *factors;
+  Real *off, *h, *products[2], *across[2], *none, *carried, *factors[2];
 
   Rows(Real* scratch, std::size_t stride)
       : off(scratch),
@@ -159,7 +156,8 @@ struct Rows {
         products{scratch + 2 * stride, scratch + 3 * stride},
         across{scratch + 4 * stride, scratch + 5 * stride},
         none(scratch + 6 * stride),
-        factors(scratch + 7 * stride) {
+        carried(scratch + 7 * stride),
+        factors{scratch + 8 * stride, scratch + 11 * stride} {
     fill(none, 0, stride, Real{0});
   }
 };
@@ -273,66 +271,47 @@ struct Sweep {
   Real scale;
 };
 
-/// Applies a sweep to one strip of columns.
-template <class Real, std::size_t lines>
-inline void rotate_strip(Real* vectors, std::size_t stride, const Sweep<Real> sweep) {
-  Line<Real> carried[lines];
-#pragma GCC unroll 4
-  for (std::size_t l = 0; l < lines; ++l) carried[l] = line_at(vectors + sweep.last * stride, l * line<Real>);
-  for (std::size_t i = sweep.last; i-- > sweep.first;) {
-    Real* const row = vectors + i * stride;
-#pragma GCC unroll 4
-    for (std::size_t l = 0; l < lines; ++l) {
-      const Line<Real> upper = line_at(row, l * line<Real>);
-      multiply_add(sweep.cosines[i], carried[l], sweep.sines[i] * upper).store(row + stride + l * line<Real>);
-      carried[l] = multiply_add(sweep.carries[i], carried[l], upper);
-    }
-  }
-#pragma GCC unroll 4
-  for (std::size_t l = 0; l < lines; ++l)
-    (sweep.scale * carried[l]).store(vectors + sweep.first * stride + l * line<Real>);
-}
-
-/// Sweeps of rotations that are still to be applied to the rows of the vectors: many at once, so that a strip of columns is
-/// brought into the first-level cache once for all of them.
+/// A sweep that is being applied to the rows of the vectors, a rotation at a time: while the numbers of the next sweep are
+/// found, one waiting for another, the machine has its arithmetic units free for this.
 template <class Real>
-class Rotations {
+class SweepAtWork {
  public:
-  Rotations(Real* vectors, std::size_t size, std::size_t stride, const Rows<Real>& rows)
-      : vectors_(vectors), size_(size), stride_(stride), factors_(rows.factors) {}
+  SweepAtWork(Real* vectors, std::size_t stride, Real* carried) : vectors_(vectors), carried_(carried), stride_(stride) {}
 
-  /// Where the next sweep is to be written.
-  Sweep<Real> next() const {
-    Real* const own = factors_ + 3 * count_ * stride_;
-    return {own, own + stride_, own + 2 * stride_, 0, 0, Real{1}};
+  /// Begins with another sweep; the one before must be finished.
+  void start(const Sweep<Real>& sweep) {
+    sweep_ = sweep;
+    place_ = sweep.last;
+    for (std::size_t c = 0; c < stride_; c += line<Real>) line_at(vectors_ + place_ * stride_, c).store(carried_ + c);
   }
 
-  void keep(const Sweep<Real>& sweep) {
-    sweeps_[count_] = sweep;
-    if (++count_ == kept_sweeps) apply();
+  /// Applies the next rotation, if there is one left.
+  inline __attribute__((always_inline)) void step() {
+    if (place_ == sweep_.first) return;
+    --place_;
+    Real* const row = vectors_ + place_ * stride_;
+    const Real c = sweep_.cosines[place_], s = sweep_.sines[place_], carry = sweep_.carries[place_];
+#pragma GCC unroll 2
+    for (std::size_t column = 0; column < stride_; column += line<Real>) {
+      const Line<Real> upper = line_at(row, column), carried = line_at(carried_, column);
+      multiply_add(c, carried, s * upper).store(row + stride_ + column);
+      multiply_add(carry, carried, upper).store(carried_ + column);
+    }
+    if (place_ > sweep_.first) return;
+    for (std::size_t column = 0; column < stride_; column += line<Real>)
+      (sweep_.scale * line_at(carried_, column)).store(row + column);
   }
 
-  void apply() {
-    constexpr std::size_t most_bytes = 32768;  // of a strip: what a first-level cache holds beside the rotations
-    const std::size_t lines = 2 * 64 * size_ <= most_bytes ? 2 : 1;
-    std::size_t column = 0;
-    for (; lines == 2 && column + 2 * line<Real> <= stride_; column += 2 * line<Real>) apply_to_strip<2>(column);
-    for (; column < stride_; column += line<Real>) apply_to_strip<1>(column);
-    count_ = 0;
+  void finish() {
+    while (place_ != sweep_.first) step();
   }
 
  private:
-  template <std::size_t lines>
-  void apply_to_strip(std::size_t column) const {
-    for (std::size_t kept = 0; kept < count_; ++kept)
-      rotate_strip<Real, lines>(vectors_ + column, stride_, sweeps_[kept]);
-  }
-
   Real* const vectors_;
-  const std::size_t size_, stride_;
-  Real* const factors_;
-  std::size_t count_ = 0;
-  Sweep<Real> sweeps_[kept_sweeps];
+  Real* const carried_;
+  const std::size_t stride_;
+  Sweep<Real> sweep_{};
+  std::size_t place_ = 0;
 };
 
 /// The first index m >= l at which the tridiagonal matrix falls apart; off[m + 1] couples m and m + 1.
@@ -348,9 +327,9 @@ inline std::size_t end_of_block(const Real* diagonal, const Real* off, std::size
 }
 
 /// One implicit QL sweep over the block l … m, written to `out`, whose first row is l, or more where the sweep split the block
-/// on its way.
+/// on its way. Meanwhile the sweep before it is applied.
 template <class Real>
-inline void make_sweep(Real* d, Real* off, std::size_t l, std::size_t m, Sweep<Real>& out) {
+inline void make_sweep(Real* d, Real* off, std::size_t l, std::size_t m, Sweep<Real>& out, SweepAtWork<Real>& before) {
   Real g = (d[l + 1] - d[l]) / (Real{2} * off[l + 1]);
   const Real root = hypotenuse(g, Real{1});
   g = d[m] - d[l] + off[l + 1] / (g < Real{0} ? g - root : g + root);  // Wilkinson's shift
@@ -358,6 +337,7 @@ inline void make_sweep(Real* d, Real* off, std::size_t l, std::size_t m, Sweep<R
   out.last = m;
   out.first = l;
   for (std::size_t i = m; i-- > l;) {
+    before.step();
     const Real f = s * off[i + 1], b = c * off[i + 1];
     const Real r = hypotenuse(g, f);
     if (i + 2 <= m) off[i + 2] = r;
@@ -389,18 +369,21 @@ inline void make_sweep(Real* d, Real* off, std::size_t l, std::size_t m, Sweep<R
 /// Diagonalises the tridiagonal matrix and turns the rows of `vectors` along with it.
 template <class Real>
 inline bool diagonalise(Real* d, std::size_t size, Real* vectors, std::size_t stride, Rows<Real>& rows) {
-  Rotations<Real> rotations(vectors, size, stride, rows);
+  SweepAtWork<Real> before(vectors, stride, rows.carried);
+  std::size_t count = 0;
   for (std::size_t l = 0; l < size; ++l) {
     int sweeps = 0;
     for (std::size_t m = end_of_block(d, rows.off, l, size); m != l; m = end_of_block(d, rows.off, l, size)) {
       if (++sweeps > max_sweeps) return false;
-      Sweep<Real> sweep = rotations.next();
-      make_sweep(d, rows.off, l, m, sweep);
+      Real* const own = rows.factors[count++ % 2];
+      Sweep<Real> sweep{own, own + stride, own + 2 * stride, 0, 0, Real{1}};
+      make_sweep(d, rows.off, l, m, sweep, before);
       if (m + 1 < size) rows.off[m + 1] = Real{0};
-      rotations.keep(sweep);
+      before.finish();
+      before.start(sweep);
     }
   }
-  rotations.apply();
+  before.finish();
   return true;
 }
 

@@ -119,7 +119,8 @@ inline __attribute__((always_inline)) Group<T, count> multiply_add(const Group<T
 template <class T, std::size_t count>
 inline __attribute__((always_inline)) Group<T, count> multiply_add(T factor, const Group<T, count>& y,
                                                                    const Group<T, count>& z) {
-  const typename Group<T, count>::Native everywhere = factor + typename Group<T, count>::Native{};
+  // Less zero, not plus zero: that would be an addition, because it turns -0 into 0.
+  const typename Group<T, count>::Native everywhere = factor - typename Group<T, count>::Native{};
   Group<T, count> sum;
 #pragma GCC unroll 16
   for (std::size_t i = 0; i < Group<T, count>::parts; ++i) sum.part[i] = fused(everywhere, y.part[i], z.part[i]);

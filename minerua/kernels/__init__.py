@@ -98,10 +98,10 @@ def svd_mutation(
 
     Nothing is divided by a singular value: zero and rank-deficient matrices are harmless. V comes from the Gram matrix
     of the smaller side, so the error is about (max w − min w) · √ε · σ₁, with √ε = 3e-4 in float32 and 1.5e-8, the
-    error of a direct float32 SVD, in float64; V is orthonormal to the precision's rounding in both. Where singular
-    values are equal the operation is not unique; each backend is then deterministic in itself, but two backends may
-    differ by (max w − min w) · σ. On the CPU every matrix is computed by one thread, the large ones (smaller side above
-    256) by torch.linalg. Tensors are detached.
+    error of a direct float32 SVD, in float64; V is orthonormal to some ten roundings of the precision in both. Where
+    singular values are equal the operation is not unique; each backend is then deterministic in itself, but two
+    backends may differ by (max w − min w) · σ. On the CPU every matrix is computed by one thread, the large ones
+    (smaller side above 256) by torch.linalg, whose error in float32 can be ten times as large. Tensors are detached.
 
     Args:
         matrices: A stack of shape (B, m, n), or a sequence of matrices of any shapes; float32, finite; numpy arrays or
