@@ -49,8 +49,9 @@ def by_core(
     small = [i for i, matrix in enumerate(matrices) if min(matrix.shape) <= LARGE_SIDE]
     chosen = [[given[i] for i in small] for given in (matrices, multipliers, outs)]
     failed = [small[place] for place in compiled.svd_mutation(*chosen, precision=precision)]
-    for i in sorted({*range(len(matrices))} - {*small}):
-        outs[i][...] = large_svd_mutation(matrices[i], multipliers[i], precision=precision)
+    large = sorted({*range(len(matrices))} - {*small})
+    if large:
+        _mutate_large(*([given[i] for i in large] for given in (matrices, multipliers, outs)), precision=precision)
     if failed:
         named = ", ".join(map(str, failed))
         text = f"svd_mutation: no convergence for matrix {named}; computed again by LAPACK's SVD (the reference)"
@@ -58,12 +59,33 @@ def by_core(
         by_reference(*([given[i] for i in failed] for given in (matrices, multipliers, outs)), precision=precision)
 
 
-def large_svd_mutation(matrix: np.ndarray, multipliers: np.ndarray, *, precision: str) -> np.ndarray:
-    """Returns one mutated matrix by torch.linalg on the CPU, as `cuda.wide_svd_mutation` does."""
+def _mutate_large(
+    matrices: Sequence[np.ndarray], multipliers: Sequence[np.ndarray], outs: Sequence[np.ndarray], *, precision: str
+) -> None:
+    """Mutates by torch.linalg on the CPU, as `cuda.wide_svd_mutation` does.
+
+    Several matrices go to one worker each, and torch has one thread meanwhile: its threads side by side on one matrix
+    take half as long again (16 of 512 × 512).
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
     import torch  # costs a second, and only the largest matrices need it
 
-    changed = cuda.wide_svd_mutation(torch.from_numpy(matrix)[None], multipliers[None], precision=precision)
-    return np.asarray(changed[0].numpy())
+    def mutate(i: int) -> None:
+        stack = torch.from_numpy(matrices[i])[None]
+        outs[i][...] = cuda.wide_svd_mutation(stack, multipliers[i][None], precision=precision)[0].numpy()
+
+    workers = min(len(matrices), compiled.require_core().num_threads())
+    if workers == 1:
+        for i in range(len(matrices)):
+            mutate(i)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(mutate, range(len(matrices))))
+    finally:
+        torch.set_num_threads(before)  # a worker's number is everybody's in MKL
 
 
 def on_device(

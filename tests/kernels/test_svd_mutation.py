@@ -127,6 +127,19 @@ def test_large_matrices_are_mutated_by_torch(rng, shape, precision):
     assert np.linalg.norm(error[0], ord=2) < (0.3 * 3e-3 if precision == "float32" else 1e-6)
 
 
+def test_several_large_matrices_are_mutated_side_by_side_and_torch_keeps_its_threads(rng, threads):
+    matrices = [rng.standard_normal(shape).astype(np.float32) for shape in ((260, 270), (30, 30), (300, 258))]
+    w = [rng.random(min(matrix.shape)) for matrix in matrices]
+    alone = [kernels.svd_mutation([x], [y], precision="float64")[0] for x, y in zip(matrices, w, strict=True)]
+    before = torch.get_num_threads()
+    for count in (1, 2):
+        threads(count)
+        together = kernels.svd_mutation(matrices, w, precision="float64")
+        for got, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-4)  # LAPACK's bits depend on its threads
+        assert torch.get_num_threads() == before
+
+
 def test_float64_matrices_are_decomposed_accurately(rng):
     matrix = with_spectrum(rng, 30, 20, np.geomspace(1.0, 1e-9, 20))
     w = rng.uniform(0.0, 2.0, 20)
