@@ -205,6 +205,8 @@ class GenomeStore:
             if genome.digest != digest:
                 raise _damage(path, f"its content has the name {genome.digest}")
             self._verified[digest] = signature
+            if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                content.madvise(mmap.MADV_DONTNEED)  # all of it was read; whoever uses it reads what they need
         else:
             genome.__dict__["digest"] = digest  # as it was computed; a property that is computed once
         return genome

@@ -63,6 +63,26 @@ def test_opening_reads_through_a_map_and_not_into_memory(shop):
     np.testing.assert_array_equal(opened.values, one.values)  # a file that is gone stays readable while it is open
 
 
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_was_only_verified_takes_no_memory(shop):
+    digests = []
+    for seed in range(3):
+        genome = Genome("a" * 32, np.full(1 << 22, seed, np.float32))
+        shop.add(genome)
+        digests.append(genome.digest)
+    del genome
+    fresh = GenomeStore(shop.folder)
+    before = resident_bytes()
+    opened = [fresh.open(digest) for digest in digests]
+    assert resident_bytes() - before < 4 << 20  # of 48 MiB
+    assert [float(genome.values.sum()) for genome in opened] == [0.0, float(1 << 22), float(2 << 22)]
+
+
 def test_a_genome_is_verified_once_and_again_when_its_file_has_changed(shop, monkeypatch):
     one = genome()
     shop.add(one)
