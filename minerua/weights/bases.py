@@ -160,6 +160,7 @@ class Record:
     """What a folder says of its space.
 
     Args:
+        bases: The file of the bases.
         kept: Its arrays, mapped.
         dtype: Of all arrays.
         base: Digest of the base.
@@ -167,6 +168,7 @@ class Record:
         founders: Name → digest of its weights.
     """
 
+    bases: Checkpoint
     kept: Kept
     dtype: np.dtype[Any]
     base: str
@@ -187,6 +189,7 @@ def read_folder(folder: Path) -> Record:
             raise ValueError(f"its format is {record['format']}, the one that is known {_FORMAT}")
         layouts = tuple(Layout(name, core if core is None else (core[0], core[1])) for name, core in record["segments"])
         found = Record(
+            bases,
             Kept(layouts, {name: bases.tensor(name) for name in bases.specs}, _genomes(folder, record["genomes"])),
             np.dtype(record["dtype"]),
             record["base"],

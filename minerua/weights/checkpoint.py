@@ -88,8 +88,7 @@ class Checkpoint:
         """32 hexadecimal digits that name the weights.
 
         BLAKE2b over names, dtypes, shapes and bytes, sorted by name: the same weights have the same digest however they
-            are cut
-        into files and whatever their metadata says. Reads every byte once, in blocks, at the first use.
+        are cut into files and whatever their metadata says. Reads every byte once, in blocks, at the first use.
         """
         digest = hashlib.blake2b(digest_size=16)
         for name, spec in self.specs.items():
@@ -155,6 +154,12 @@ class Checkpoint:
         start, size = begin - begin % mmap.PAGESIZE, nbytes(spec)
         if size and hasattr(content, "madvise"):
             content.madvise(mmap.MADV_WILLNEED, start, begin + size - start)
+
+    def release_pages(self) -> None:
+        """Lets the system take back the memory of what was read; whoever looks again reads it from the disk again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for content in {extent.content for extent in self._extents.values()}:
+                content.madvise(mmap.MADV_DONTNEED)
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:

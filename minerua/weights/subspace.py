@@ -110,6 +110,7 @@ class Subspace:
         if naming.hexdigest() != record.digest:
             found = f"{naming.hexdigest()} and is said to be {record.digest}"
             raise CheckpointError(f"the subspace in {folder} is {found}: it was altered; build it again")
+        record.bases.release_pages()  # all of them were read for the digest
         return subspace
 
     def _kept(self, founders: Mapping[str, TaskVector], naming: Naming) -> Kept:
