@@ -3,8 +3,8 @@
 Three LoRA experts of rank 64 on all seven matrices of the 32 layers, so 224 cores of 192 × 192 per child. Bounds: a
 child is 224 · 192² · 4 = 33.0 million bytes, and decomposing its cores costs some 14 · 192³ floating-point operations
 each, 22 · 10⁹ in all. Expected: under 40 MB and under 0.25 s per child (crossover and mutation, two cores); a hundred
-children bred, stored and reopened within 4 GB of memory, file maps included and all open at once; memory and time in proportion to the
-children and to the matrices.
+children bred, stored and reopened within 4 GB of memory, all open at once and file maps included; memory and time in
+proportion to the children and to the matrices.
 
 Beside it what a system with a checkpoint per child needs: two bytes per parameter, and for the crossover alone three
 streams of them through memory (two parents, one child). Its seconds are computed, from the bandwidth of a plain copy
