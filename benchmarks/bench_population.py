@@ -161,14 +161,15 @@ POINTS: dict[tuple[int, int], dict[str, float]] = {}
 
 @pytest.mark.parametrize(("children", "eighths"), GRID)
 def test_growth(benchmark, smoke, world, children, eighths):
-    """All children held in memory, in a process of their own; the last point fits the line."""
+    """All children held in memory, in a process of their own, the best of three; the last point fits the line."""
     if smoke and children != 25 * eighths:
         pytest.skip("three points show that it runs")
     world.subspace(eighths)
-    point = POINTS[children, eighths] = {}
+    runs: list[dict[str, float]] = []
     benchmark.group = "growth"
     made = children // 25 if smoke else children
-    benchmark.pedantic(lambda: point.update(world.run(eighths, "held", made)), rounds=1)
+    benchmark.pedantic(lambda: runs.append(world.run(eighths, "held", made)), rounds=1 if smoke else 3)
+    point = POINTS[children, eighths] = {name: min(run[name] for run in runs) for name in runs[0]}
     note(benchmark, point)
     assert point["bytes of the population"] == made * 4 * world.subspace(eighths).size
     if (children, eighths) == GRID[-1] and len(POINTS) == (3 if smoke else len(GRID)):
