@@ -101,7 +101,8 @@ def svd_mutation(
     error of a direct float32 SVD, in float64; V is orthonormal to some ten roundings of the precision in both. Where
     singular values are equal the operation is not unique; each backend is then deterministic in itself, but two
     backends may differ by (max w − min w) · σ. On the CPU every matrix is computed by one thread, the large ones
-    (smaller side above 256) by torch.linalg, whose error in float32 can be fifteen times as large. Tensors are detached.
+    (smaller side above 256) by torch.linalg, whose error in float32 can be fifteen times as large. Tensors are
+    detached.
 
     Args:
         matrices: A stack of shape (B, m, n), or a sequence of matrices of any shapes; float32, finite; numpy arrays or
