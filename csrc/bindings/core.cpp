@@ -9,6 +9,7 @@
 
 #include "bindings/buffers.hpp"
 #include "bindings/passes.hpp"
+#include "bindings/pool.hpp"
 #include "core/error.hpp"
 #include "core/merge.hpp"
 #include "core/parallel.hpp"
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
              py::arg("coefficients"), py::arg("out"), py::arg("out_dtype"),
              "Fills `out` with the children; 16-bit arrays come as any 2-byte type, named by their dtype.");
   minerua::bindings::define_passes(module);
+  minerua::bindings::define_pool(module);
   module.def("svd_mutation", &svd_mutation, py::arg("matrices"), py::arg("multipliers"), py::arg("outs"),
              py::arg("twofold"), "Fills `outs` with the matrices whose singular values were multiplied; returns which did not converge.");
   module.def("set_num_threads", &minerua::set_num_threads, py::arg("count"), "Sets the threads of one operation.");

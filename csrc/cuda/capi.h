@@ -238,6 +238,24 @@ MINERUA_API int minerua_cuda_masked_sums(const minerua_pass* pass, const minerua
 MINERUA_API int minerua_cuda_merge_masked(const minerua_pass* pass, const minerua_mask* masks, const float* numbers,
                                           int64_t* counts, void* stream);
 
+/* Memory for leases (core/arena.hpp). These wait for the driver where it has to fetch or give back memory. */
+
+/** Page-locked host memory, for all devices. @param bytes 1 or more. */
+MINERUA_API int minerua_cuda_pinned_allocate(int64_t bytes, void** address);
+MINERUA_API int minerua_cuda_pinned_free(void* address);
+
+/** Makes a pool of the stream-ordered allocator of a device.
+ * @param keep_bytes What the pool may keep when the device is synchronised, instead of giving it back to the system. */
+MINERUA_API int minerua_cuda_pool_create(int device, int64_t keep_bytes, void** pool);
+MINERUA_API int minerua_cuda_pool_destroy(void* pool);
+
+/** Takes device memory from a pool: work queued on the stream from now on may use it, other streams must wait for an event.
+ * @param stream A cudaStream_t of the pool's device; null is that device's default stream. */
+MINERUA_API int minerua_cuda_allocate(void* pool, int64_t bytes, void* stream, void** address);
+
+/** Gives it back once the work queued on the stream so far is done, to the pool that it came from. */
+MINERUA_API int minerua_cuda_free(void* pool, void* address, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

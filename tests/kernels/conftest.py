@@ -1,8 +1,11 @@
+import gc
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from minerua import kernels
+from minerua.kernels.pool import ResourcePool
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 
@@ -23,3 +26,14 @@ def threads():
     before = kernels.num_threads()
     yield kernels.set_num_threads
     kernels.set_num_threads(before)
+
+
+@pytest.fixture
+def pool():
+    """A pool that must be at rest afterwards."""
+    made = ResourcePool({"cpu": 2, "host_bytes": 64 << 20, "tokens": 5})
+    yield made
+    gc.collect()
+    assert set(made.in_use.values()) == {0}
+    assert made.statistics().live == {}
+    assert made.statistics().waiting == 0
