@@ -1,6 +1,7 @@
 """The command line: one short function per command, each importing what it needs when it runs.
 
-Exit codes: 0 done; 2 a user's mistake, with one message on stderr and no traceback; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a step of a chain failed; 2 a user's mistake; each with one message on stderr and no traceback;
+130 stopped by Ctrl-C.
 A command raises a `MineruaError` for a user's mistake and returns for success; `main` does the rest.
 """
 
@@ -10,6 +11,7 @@ A command raises a `MineruaError` for a user's mistake and returns for success; 
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import sys
@@ -21,9 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minerua import __version__
-from minerua.errors import MineruaError, PluginError
+from minerua.errors import MineruaError, PluginError, PoolTimeout, RunCancelled, StepFailed
+from minerua.learning.command import Doors, add_train
 
 if TYPE_CHECKING:
+    from minerua.chain.manager import SkillChainManager
+    from minerua.chain.running.executor import Result
     from minerua.merge.engine import Activations
     from minerua.registry import Plugin, Registry
     from minerua.report import Preflight, Summary
@@ -35,6 +40,8 @@ PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pre
 app = typer.Typer(name="minerua", help="Learn skills, merge the models that have them, evolve the merges.", **PLAIN)
 plugins = typer.Typer(help="See which plugins are installed and what they provide.", **PLAIN)
 app.add_typer(plugins, name="plugins")
+chain = typer.Typer(help="Run chains of skills, see how they are planned, check how they are written.", **PLAIN)
+app.add_typer(chain, name="chain")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
 
@@ -46,7 +53,7 @@ def main() -> None:
         app()
     except MineruaError as error:
         typer.echo(f"minerua: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, StepFailed | RunCancelled | PoolTimeout) else 2)
     finally:
         gc.freeze()  # the system takes everything back at once; a last search for garbage would only delay it
 
@@ -300,6 +307,103 @@ def extract(
     typer.echo(f"The adapter: {out}; {found.lost_fraction:.2%} of the change's squared norm is not in it")
 
 
+# ── chains ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN.yaml", help="The chain.")]
+Inputs = Annotated[list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="An input; of arrays a .npy.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="Another setting.")]
+Tune = Annotated[bool, typer.Option("--tune", help="First measure with these inputs, and keep what was measured.")]
+
+
+@chain.command("run")
+def run_chain(
+    path: ChainFile,
+    *,
+    inputs: Inputs = None,
+    outputs: Annotated[list[str] | None, typer.Option("--output", metavar="NAME", help="Only this output.")] = None,
+    settings: Settings = None,
+    tune: Tune = False,
+    timeout: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="How long the run may take.")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where to write what ran when.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs a chain once and prints its outputs."""
+    from minerua.chain.requests import read_inputs, requested_outputs, write_trace
+
+    with _open_chain(path, settings) as (manager, name):
+        graph = manager.graph(name)
+        wanted = requested_outputs(graph, outputs)
+        given = read_inputs(graph, inputs or ())
+        if tune:
+            manager.tune(name, [given])
+        result = manager.run(name, given, outputs=wanted, timeout_seconds=timeout)
+        if trace is not None:
+            write_trace(result.trace, trace)
+        _print_result(result, as_json=as_json)
+
+
+@chain.command("explain")
+def explain_chain(
+    path: ChainFile,
+    *,
+    inputs: Inputs = None,
+    settings: Settings = None,
+    tune: Tune = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prints how a chain would be run and why: before and after, every pass with its gain, the critical path."""
+    from minerua.chain.planning.explain import plan_document
+    from minerua.chain.requests import read_inputs
+
+    with _open_chain(path, settings) as (manager, name):
+        graph = manager.graph(name)
+        given = read_inputs(graph, inputs or ()) if inputs or tune else None
+        plan = manager.tune(name, [given]) if tune and given is not None else manager.plan(name, example=given)
+        if as_json:
+            print_json(plan_document(plan))
+        else:
+            typer.echo(manager.explain(name, as_mermaid=mermaid))
+
+
+@chain.command("check")
+def check_chain(path: ChainFile, *, settings: Settings = None) -> None:
+    """Fails, naming every fault, if a chain cannot be run as it is written."""
+    with _open_chain(path, settings) as (manager, name):
+        typer.echo(f"no fault: chain {name!r} with {len(manager.graph(name).steps)} steps")
+
+
+@contextlib.contextmanager
+def _open_chain(path: Path, settings: Sequence[str] | None) -> "Iterator[tuple[SkillChainManager, str]]":
+    """Yields what runs the chain of a file, and its name; says on stderr what there is to say about its profile."""
+    from minerua.chain.manager import SkillChainManager
+    from minerua.chain.requests import with_settings
+    from minerua.chain.writing.chain import SkillChain
+
+    registry = load_registry()
+    manager = SkillChainManager(registry.skills, models=registry.models)
+    try:
+        name = manager.load(with_settings(SkillChain.load(path), settings or ()), path=path)
+        for note in manager.notes(name):
+            typer.echo(f"note: {note}", err=True)
+        yield manager, name
+    finally:
+        manager.close(timeout_seconds=1.0)  # who waits at a terminal waits no longer for what does not stop
+
+
+def _print_result(result: "Result", *, as_json: bool) -> None:
+    from minerua.chain.requests import as_json as in_json
+    from minerua.chain.requests import as_text
+
+    if as_json:
+        print_json({"outputs": in_json(result), "absent": list(result.absent)})
+        return
+    for name, value in result.items():
+        typer.echo(f"{name}: {as_text(value)}")
+    for name in result.absent:
+        typer.echo(f"{name}: absent")
+
+
 # ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -391,3 +495,6 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+add_train(app, Doors(lambda: importlib.import_module("minerua.run.train"), load_registry, print_json))

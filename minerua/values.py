@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 SPLITS = ("search", "select", "test")
@@ -138,22 +140,98 @@ class Elite:
 
 
 @dataclass(frozen=True)
-class Skill:
-    """A named ability: a callable with described inputs and outputs.
+class Setup:
+    """How a plan wants a skill to be loaded.
 
     Args:
-        name: Lower case, words joined by `-`; unique among all skills.
-        call: The ability; takes the inputs by keyword, returns a mapping with the outputs.
-        inputs: Input name → a Python type, or a `TensorSpec` for arrays.
-        outputs: Output name → the same.
-        version: Changes whenever the results may; part of every cache key.
+        threads: How many threads one call may use; `None` leaves it to the skill.
+        shared_threads: Whether its calls take their threads from one pool that all skills of its kind share.
+        device: Where it runs: `"cpu"`, `"cuda:0"` and so on.
+    """
+
+    threads: int | None = None
+    shared_threads: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class SkillContext:
+    """What a skill that is made from settings may look at.
+
+    Args:
+        folder: Where relative paths in the settings begin: the folder of the chain's file.
+        models: Model name → how its weights become something that can be called.
+    """
+
+    folder: Path
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedStep:
+    """One of several neighbouring steps that become a single skill.
+
+    Args:
+        name: The step's name in its chain.
+        skill: Its skill.
+        inputs: Input name → where it comes from: `(step, output)` with another of the joined steps, or `(None, name)`,
+            where `name` is the input of the joined skill that it becomes.
+        outputs: Which of its outputs are needed outside; the joined skill calls them `"<step>_<output>"`.
     """
 
     name: str
-    call: Callable[..., Mapping[str, Any]]
+    skill: Skill
+    inputs: Mapping[str, tuple[str | None, str]]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A named ability: a callable with described inputs and outputs.
+
+    Exactly one of `call`, `load` and `configure` is given. Arrays arrive as read-only views; a skill that changes one
+    makes a copy.
+
+    Args:
+        name: Lower case, words joined by `-`; unique among all skills.
+        call: The ability; takes the inputs by keyword, returns a mapping with the outputs. May be a coroutine function,
+            which is awaited, or a generator function, sync or async: what it yields are partial outputs for whoever
+            streams, the last of them is the result.
+        inputs: Input name → a Python type, or a `TensorSpec` for arrays. The same name of an extent, such as
+            `"batch"`, means the same count in all inputs and outputs of one call.
+        outputs: Output name → the same.
+        version: Changes whenever the results may; part of every cache key.
+        load: `load(setup)` reads a model and returns what `call` would be; called once per `Setup`, and again after
+            the model was evicted.
+        configure: `configure(settings, context)` returns the skill that the settings of a step describe, with `call` or
+            `load`; for families of skills, such as the models of a file format.
+        optional: The inputs that a call can do without.
+        resources: Resource name → what one call holds of it, such as `{"cpu": 2, "host_bytes": 1 << 30}`.
+        pure: Whether the same inputs give the same outputs and nothing else happens: such a call may be left out,
+            shared and cached.
+        batchable: Whether calls can be made one by joining all arrays along their first axis, and parted again.
+        thread_safe: Whether two threads may call it at a time.
+        setups: The setups a plan may choose from; the first is the default.
+        loaded_bytes: What the loaded skill keeps in memory; `None` lets it be measured.
+        join: `join(steps)` makes one skill of neighbours whose `join` is the same function; takes `JoinedStep`s in the
+            order in which they run; returns `None` where these cannot be joined.
+    """
+
+    name: str
+    call: Callable[..., Any] | None = None
     inputs: Mapping[str, type | TensorSpec] = field(default_factory=dict)
     outputs: Mapping[str, type | TensorSpec] = field(default_factory=dict)
     version: str = "1"
+    load: Callable[[Setup], Callable[..., Any]] | None = None
+    configure: Callable[[Mapping[str, Any], SkillContext], Skill] | None = None
+    optional: tuple[str, ...] = ()
+    resources: Mapping[str, int] = field(default_factory=dict)
+    pure: bool = False
+    batchable: bool = False
+    thread_safe: bool = True
+    setups: tuple[Setup, ...] = (Setup(),)
+    loaded_bytes: int | None = None
+    join: Callable[[Sequence[JoinedStep]], Skill | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +240,9 @@ class OptimizerSpec:
 
     Args:
         name: Lower case, words joined by `-`; unique among all optimizers.
-        build: `build(parameters, **settings)` returns a `torch.optim.Optimizer`.
+        build: `build(parameters, **settings)` returns a `torch.optim.Optimizer`; `parameters` are parameter groups:
+            dictionaries with `params` and settings of their own, such as `weight_decay`. A setting that it does not
+            know raises `TypeError`, as Python does.
     """
 
     name: str
@@ -175,11 +255,15 @@ class LossSpec:
 
     Args:
         name: Lower case, words joined by `-`; unique among all losses.
-        call: `call(predictions, targets)` returns a scalar tensor that can be differentiated.
+        call: `call(predictions, targets, **settings)` returns a scalar tensor that can be differentiated: the mean over
+            what `count` counts.
+        count: `count(targets, **settings)` returns how many terms the mean is over, such as the tokens that are not
+            ignored, or the sum of their weights; `None`: the first extent of the targets. A batch that is accumulated from parts weighs them so.
     """
 
     name: str
     call: Callable[..., Any]
+    count: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,12 +300,15 @@ class ModelSpec:
             weight matrix (m × n) → the inputs that reached it, shape (rows, n), float32; or `None` if the model cannot
             tell.
         version: Changes whenever results may; part of every cache key.
+        module: `module(**settings)` returns a fresh `torch.nn.Module` that can be learned: its `state_dict` has the
+            names of the weights, `forward(inputs)` takes a batch of a dataset's inputs. `None`: it cannot be learned.
     """
 
     name: str
     build: Callable[[Mapping[str, np.ndarray]], Any]
     activations: Callable[[Any, Any], Mapping[str, np.ndarray]] | None = None
     version: str = "1"
+    module: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

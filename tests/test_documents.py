@@ -40,12 +40,13 @@ if sys.version_info >= (3, 11):
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "minerua"
 GENERATED = {"build", "dist", "demo", "node_modules"}
+PLUGINS = sorted(path.parent.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("plugins/*/pyproject.toml"))
 DOCUMENTS = sorted(
     path
     for path in REPOSITORY.rglob("*.md")
     if not any(part.startswith(".") or part in GENERATED for part in path.relative_to(REPOSITORY).parts)
 )
-MADE_BY_USERS = {"run.yaml"}
+MADE_BY_USERS = {"run.yaml", "chain.yaml"}
 """Files that READMEs speak of and that a user writes."""
 
 
@@ -98,10 +99,14 @@ def test_the_readme_has_two_commands_one_to_try_it_and_one_to_develop_it() -> No
 def test_every_path_that_a_command_of_the_readme_names_exists(command: str) -> None:
     install = re.findall(r"pip install ([^&]+)", command)[0].split()
     paths = [word.strip('"').partition("[")[0] for word in install if not word.startswith("-")]
-    assert len(paths) == 3
+    assert set(paths) <= {"constraints.txt", ".", *(f"./{plugin}" for plugin in PLUGINS)}
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
     projects = [REPOSITORY / path for path in paths if path != "constraints.txt"]
     assert all((project / "pyproject.toml").is_file() for project in projects)
+
+
+def test_the_command_for_development_installs_every_plugin() -> None:
+    assert [plugin for plugin in PLUGINS if f"./{plugin}" not in shell_commands()[1]] == []
 
 
 def test_the_continuous_integration_runs_both_commands_as_they_stand() -> None:
@@ -401,7 +406,7 @@ def test_every_dependency_is_pinned_and_every_pin_satisfies_its_requirement() ->
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", document("constraints.txt"), re.MULTILINE))
     assert pins["torch"] == "2.13.0"
     known = {re.sub("[-_.]+", "-", name).lower(): version for name, version in pins.items()}
-    for path in ("pyproject.toml", "plugins/minerua-digits/pyproject.toml"):
+    for path in ("pyproject.toml", *(f"{plugin}/pyproject.toml" for plugin in PLUGINS)):
         for name, least in requirements(tomllib.loads(document(path))):
             if name not in ("minerua", "hatchling"):
                 assert name in known, f"{path}: {name} is not pinned in constraints.txt"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from minerua.errors import unknown
 from minerua.values import (
     EvaluatorSpec,
     LossSpec,
@@ -13,6 +14,7 @@ from minerua.values import (
     MergeParameter,
     ModelSpec,
     OptimizerSpec,
+    Setup,
     Skill,
     TensorSpec,
 )
@@ -39,11 +41,11 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("minerua_skills", "skills", "skill", Skill, ("call",)),
+    Kind("minerua_skills", "skills", "skill", Skill, (), ("call", "load", "configure", "join")),
     Kind("minerua_optimizers", "optimizers", "optimizer", OptimizerSpec, ("build",)),
-    Kind("minerua_losses", "losses", "loss", LossSpec, ("call",)),
+    Kind("minerua_losses", "losses", "loss", LossSpec, ("call",), ("count",)),
     Kind("minerua_evaluators", "evaluators", "evaluator", EvaluatorSpec, ("items", "evaluate"), ("inputs",)),
-    Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations",)),
+    Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations", "module")),
     Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare", "check")),
 )
 
@@ -75,7 +77,7 @@ def spec_faults(kind: Kind, spec: Any) -> list[str]:
     if not isinstance(version, str) or not version:
         faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
     if isinstance(spec, Skill):
-        faults += _port_faults(spec)
+        faults += [*_skill_faults(spec, label), *_port_faults(spec)]
     if isinstance(spec, MergeMethodSpec):
         faults += _merge_method_faults(spec, label)
     return faults
@@ -102,6 +104,47 @@ def _merge_method_faults(spec: MergeMethodSpec, label: str) -> list[str]:
     names = [parameter.name for parameter in parameters]
     repeated = sorted({name for name in names if names.count(name) > 1})
     return [*faults, *(f"parameter {name!r} of {label} is given twice" for name in repeated)]
+
+
+_MAKERS = ("call", "load", "configure")
+
+
+def _skill_faults(skill: Skill, label: str) -> Iterator[str]:
+    given = [field for field in _MAKERS if getattr(skill, field) is not None]
+    if len(given) != 1:
+        shown = " and ".join(given) or "none of them"
+        yield f"skill {label} has {shown}; exactly one of call, load and configure is needed"
+    yield from _optional_faults(skill, label)
+    resources: Any = skill.resources
+    if not isinstance(resources, Mapping):
+        yield f"resources of {label} is {with_article(resources)}, not a mapping from names to counts"
+    else:
+        for name, count in resources.items():
+            if not isinstance(name, str) or not name or not _is_count(count):
+                yield f"resources of {label}: {name!r} is {count!r}; expected a name, and a whole number from 0"
+    for field in ("pure", "batchable", "thread_safe"):
+        if not isinstance(getattr(skill, field), bool):
+            yield f"{field} of {label} is {getattr(skill, field)!r}; expected True or False"
+    setups: Any = skill.setups
+    if not isinstance(setups, tuple) or not setups or not all(isinstance(setup, Setup) for setup in setups):
+        yield f"setups of {label} are {setups!r}; expected a tuple of Setup with at least one, the default first"
+    if skill.loaded_bytes is not None and not _is_count(skill.loaded_bytes):
+        yield f"loaded_bytes of {label} is {skill.loaded_bytes!r}; expected a whole number from 0, or None"
+
+
+def _optional_faults(skill: Skill, label: str) -> Iterator[str]:
+    optional: Any = skill.optional
+    if not isinstance(optional, tuple):
+        yield f"optional of {label} is {with_article(optional)}, not a tuple of names of inputs"
+        return
+    known = tuple(map(str, skill.inputs)) if isinstance(skill.inputs, Mapping) else ()
+    for name in optional:
+        if name not in known:
+            yield f"optional of {label}: {unknown('input', str(name), known)}"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _port_faults(skill: Skill) -> list[str]:
@@ -132,7 +175,7 @@ def _tensor_faults(tensor: TensorSpec, place: str) -> list[str]:
 
 
 def _is_extent(extent: object) -> bool:
-    return extent != "" if isinstance(extent, str) else type(extent) is int and extent >= 0
+    return extent != "" if isinstance(extent, str) else _is_count(extent)
 
 
 def with_article(value: object) -> str:

@@ -53,6 +53,8 @@ def write_demo(
         raise ConfigError(
             "the demo needs the package minerua-digits: pip install ./plugins/minerua-digits", [error.message]
         ) from error
+    if skill.call is None:
+        raise ConfigError(f"the demo needs a skill {SKILL!r} with a call, found one that must be loaded or configured")
     make_folder(folder)
     say("learning a base and three experts ...")
     learned = skill.call(out_dir=str(folder), seed=seed)

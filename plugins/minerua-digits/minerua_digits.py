@@ -77,20 +77,25 @@ def _forward(
     return x
 
 
-def _build(tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Takes the weights as torch tensors; evaluators call `_forward` on them."""
-    import torch
+class _Network:
+    """Weights that can be called: images (n, 64), float32, become logits (n, 10)."""
 
-    return {name: torch.tensor(array) for name, array in tensors.items()}
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        import torch
+
+        self.tensors = {name: torch.tensor(array) for name, array in tensors.items()}
+
+    def __call__(self, images: np.ndarray, seen: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        import torch
+
+        with _one_thread(), torch.inference_mode():
+            return _forward(self.tensors, torch.as_tensor(images), seen)
 
 
-def _activations(model: dict[str, torch.Tensor], inputs: np.ndarray) -> dict[str, np.ndarray]:
+def _activations(model: _Network, inputs: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the inputs of every layer, in forward order."""
-    import torch
-
     seen: dict[str, torch.Tensor] = {}
-    with _one_thread(), torch.inference_mode():
-        _forward(model, torch.from_numpy(inputs), seen)
+    model(inputs, seen)
     return {name: x.numpy() for name, x in seen.items()}
 
 
@@ -111,12 +116,9 @@ def _load(view: str, ids: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _evaluator(view: str) -> EvaluatorSpec:
-    def evaluate(model: dict[str, torch.Tensor], ids: Sequence[str], seed: int) -> np.ndarray:
-        import torch
-
+    def evaluate(model: _Network, ids: Sequence[str], seed: int) -> np.ndarray:
         inputs, digits = _load(view, tuple(ids))
-        with _one_thread(), torch.inference_mode():
-            logits = _forward(model, torch.from_numpy(inputs))
+        logits = model(inputs)
         right: np.ndarray = (logits.argmax(dim=1).numpy() == digits).astype("float64")
         right[logits.isnan().any(dim=1).numpy()] = float("nan")  # no answer: argmax would read it as a digit
         return right
@@ -246,7 +248,7 @@ def minerua_skills() -> list[Skill]:
 @hookimpl
 def minerua_models() -> list[ModelSpec]:
     """Provides the network."""
-    return [ModelSpec(name="digits-mlp", build=_build, activations=_activations)]
+    return [ModelSpec(name="digits-mlp", build=_Network, activations=_activations)]
 
 
 @hookimpl

@@ -62,6 +62,17 @@ def test_without_the_skill_the_package_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_skill_that_must_be_loaded_first_is_refused(tmp_path):
+    class Loaded:
+        @hookimpl
+        def minerua_skills(self):
+            return [Skill("digits-experts", load=lambda setup: dict)]
+
+    with pytest.raises(ConfigError, match="the demo needs a skill 'digits-experts' with a call, found one"):
+        written(tmp_path, registry=Registry.of(Loaded()))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_demo_on_real_digits_runs_to_its_end(tmp_path):
     minerua_digits = pytest.importorskip("minerua_digits", reason="the plugin minerua-digits is not installed")

@@ -1,0 +1,1 @@
+"""How a plan is carried out: the executor, its threads, its batches and its processes."""

@@ -1,0 +1,374 @@
+"""A plan made ready: names become slots of an array, dependencies become counts, so that a run is an array walk."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, final
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from minerua.chain.graph import Graph, Missing, PortType, Source, Step
+from minerua.chain.plan import ExecutionPlan, PlannedStep, Unit
+from minerua.chain.writing.ports import PortCheck
+from minerua.errors import ChainError, unknown
+from minerua.values import Skill, TensorSpec
+
+Kind = Literal["function", "generator", "coroutine", "async generator"]
+
+NOWHERE = -1
+"""The slot of an output that nobody reads."""
+
+
+def kind_of(call: Callable[..., Any]) -> Kind:
+    """Returns how a callable gives its results; objects count as their `__call__`."""
+    for one in (call, getattr(call, "__call__", None)):  # noqa: B004 - its function is wanted, not whether it has one
+        function: Any = inspect.unwrap(one) if inspect.isfunction(one) else one
+        while hasattr(function, "func"):  # functools.partial
+            function = function.func
+        if inspect.iscoroutinefunction(function):
+            return "coroutine"
+        if inspect.isasyncgenfunction(function):
+            return "async generator"
+        if inspect.isgeneratorfunction(function):
+            return "generator"
+    return "function"
+
+
+# ── one at a time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class Turn:
+    """Who may call a skill that is not safe for threads: one at a time, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_taken = False
+        self._waiting: deque[Callable[[], object]] = deque()
+
+    def take(self, when_free: Callable[[], object]) -> bool:
+        """Takes the turn; if somebody else has it, `when_free` is called once it is the caller's."""
+        with self._lock:
+            if self._is_taken:
+                self._waiting.append(when_free)
+                return False
+            self._is_taken = True
+            return True
+
+    def withdraw(self, when_free: Callable[[], object]) -> None:
+        """Waits no longer."""
+        with self._lock:
+            if when_free in self._waiting:
+                self._waiting.remove(when_free)
+
+    def give(self) -> None:
+        """Hands the turn to whoever waits longest."""
+        with self._lock:
+            heir = self._waiting.popleft() if self._waiting else None
+            self._is_taken = heir is not None
+        if heir is not None:
+            heir()
+
+
+_turns: WeakValueDictionary[int, Turn] = WeakValueDictionary()
+_turns_lock = threading.Lock()
+
+
+def turn_of(skill: Skill) -> Turn | None:
+    """Returns the turn that all steps share which use a skill's function, whatever chain they are in."""
+    if skill.thread_safe:
+        return None
+    with _turns_lock:  # whoever holds the turn holds the skill too, so the id is not given to another function
+        key = id(skill.call if skill.call is not None else skill.load)
+        turn = _turns.get(key)
+        if turn is None:
+            turn = _turns[key] = Turn()
+        return turn
+
+
+# ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PortCode(NamedTuple):
+    """How one input of a step gets its value."""
+
+    port: str
+    slots: tuple[int, ...]
+    policy: Missing | Literal["default"]
+    default: Any
+    type: PortType
+
+
+@final
+class StepCode:
+    """A step made ready.
+
+    Attributes are read in the innermost loop, so they are plain: what they mean stands in `Step` and `PlannedStep`.
+    """
+
+    __slots__ = (
+        "call",
+        "check_inputs",
+        "check_outputs",
+        "conditions",
+        "constants",
+        "frees",
+        "has_arrays",
+        "inputs",
+        "is_simple",
+        "kept",
+        "kind",
+        "name",
+        "path",
+        "planned",
+        "ports",
+        "reads",
+        "reference",
+        "requirements",
+        "skill",
+        "skill_name",
+        "step",
+        "turn",
+        "unit",
+        "uses_process",
+    )
+
+    def __init__(
+        self,
+        planned: PlannedStep,
+        unit: int,
+        slots: Mapping[Source, int],
+        path: tuple[str, ...],
+        *,
+        uses_process: bool = False,
+    ) -> None:
+        step = planned.step
+        self.planned, self.step, self.skill = planned, step, step.skill
+        self.name, self.skill_name, self.unit, self.path = step.name, step.skill.name, unit, path
+        self.call = step.skill.call
+        self.kind: Kind = "function" if self.call is None else kind_of(self.call)
+        self.uses_process = uses_process
+        self.reference: Any = _reference(planned) if uses_process else None
+        self.constants = {port: shared(value) for port, value in step.constants.items()}
+        self.ports = tuple(_ports(step, slots))
+        self.inputs = tuple((port.port, port.slots[0]) for port in self.ports if port.slots)
+        self.conditions = tuple((slots[source], wanted, source) for source, wanted in step.when)
+        self.kept = tuple((port, slots.get(Source(step.name, port), NOWHERE)) for port in step.skill.outputs)
+        self.reads = _read_slots(step, slots)
+        self.frees: tuple[int, ...] = ()  # those of `reads` that nobody else reads
+        check = PortCheck(step.skill.inputs, step.skill.outputs, step.skill.optional)
+        self.check_inputs, self.check_outputs = check.inputs, check.outputs
+        kinds = (*step.skill.inputs.values(), *step.skill.outputs.values())
+        self.has_arrays = any(isinstance(kind, TensorSpec) for kind in kinds)
+        self.turn = turn_of(step.skill)
+        self.requirements: Any = None
+        self.is_simple = False
+
+    def find_simple(self, sure: Collection[int]) -> None:
+        """Finds out whether the step is a plain call whose inputs are always there."""
+        planned, step = self.planned, self.step
+        has_extras = planned.cached or planned.batch_rows or self.turn is not None or self.requirements is not None
+        can_wait = step.timeout_seconds is not None or step.retry.attempts > 1 or self.uses_process
+        is_plain = self.call is not None and self.kind == "function" and not step.when
+        has_all = all(len(port.slots) == 1 and port.slots[0] in sure for port in self.ports)
+        self.is_simple = bool(is_plain and has_all and not has_extras and not can_wait)
+
+
+def _reference(planned: PlannedStep) -> Any:
+    """Returns what a worker process is told to call."""
+    from minerua.chain.running.workers import reference_to  # few chains have isolated steps
+
+    return reference_to(planned.step.skill, planned.setup)
+
+
+def _ports(step: Step, slots: Mapping[Source, int]) -> Iterable[PortCode]:
+    """Yields all inputs that can have a value, those included that only a policy gives one."""
+    names = dict.fromkeys([*step.inputs, *step.defaults, *step.missing])
+    for port in names:
+        if port in step.constants:
+            continue
+        policy: Any = "default" if port in step.defaults else step.missing.get(port)
+        policy = policy or ("omit" if port in step.skill.optional else "skip")
+        sources = tuple(slots[source] for source in step.inputs.get(port, ()))
+        yield PortCode(port, sources, policy, shared(step.defaults.get(port)), step.skill.inputs.get(port, object))
+
+
+def _read_slots(step: Step, slots: Mapping[Source, int]) -> tuple[int, ...]:
+    sources = [source for several in step.inputs.values() for source in several]
+    sources += [condition.source for condition in step.when]
+    return tuple(dict.fromkeys(slots[source] for source in sources))
+
+
+def shared(value: Any) -> Any:
+    """Returns a value as steps get it: arrays as read-only views of the same memory, the rest as it is."""
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        value = value.view()
+        value.flags.writeable = False
+    return value
+
+
+# ── units and programs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@final
+class UnitCode:
+    """A unit made ready.
+
+    Args:
+        index: Its place in its program.
+        unit: As planned.
+        steps: Its steps, made ready.
+    """
+
+    __slots__ = ("after", "index", "is_simple", "needs", "rank", "steps", "unit", "where")
+
+    def __init__(self, index: int, unit: Unit, steps: tuple[StepCode, ...]) -> None:
+        self.index, self.unit, self.steps = index, unit, steps
+        self.rank = -unit.priority
+        self.is_simple = all(step.is_simple for step in steps)
+        self.where = tuple(_where(step, unit) for step in steps)
+        self.needs = 0
+        self.after: tuple[UnitCode, ...] = ()
+
+
+def _where(step: StepCode, unit: Unit) -> Literal["own", "shared", "loop"]:
+    """Returns who may take up a step: one thread at a time, any, or the event loop."""
+    blocks = step.call is None or step.planned.cached or step.planned.batch_rows or step.uses_process
+    if step.kind in ("coroutine", "async generator") and not blocks:
+        return "loop"
+    return "own" if unit.place == "caller" else "shared"
+
+
+@final
+class Program:
+    """A plan made ready for many runs; never changes.
+
+    Args:
+        plan: The plan.
+        outputs: The outputs of the chain that are wanted; `None` for all, and then every step runs.
+        prepare: Makes a skill's resources ready for the pool.
+
+    Raises:
+        ChainError: If the plan does not have every step once after what it needs, or an output is unknown.
+    """
+
+    def __init__(
+        self,
+        plan: ExecutionPlan,
+        outputs: Collection[str] | None = None,
+        prepare: Callable[[Mapping[str, int]], Any] | None = None,
+    ) -> None:
+        graph = self.graph = plan.graph
+        self.name = graph.name
+        _refuse_unsound(plan)
+        _refuse_unknown_outputs(graph, outputs)
+        wanted = {name: graph.outputs[name] for name in graph.outputs if outputs is None or name in outputs}
+        units = _needed_units(plan, None if outputs is None else wanted)
+        slots = _slots(graph, units)
+        self.inputs = tuple((name, slots.get(Source(None, name), NOWHERE)) for name in graph.inputs)
+        self.outputs = tuple((name, tuple(slots[source] for source in wanted[name])) for name in wanted)
+        self.steps: dict[str, StepCode] = {}
+        self.units = tuple(self._unit(index, unit, slots, prepare) for index, unit in enumerate(units))
+        self.readers = self._count_readers(len(slots))
+        self._wire(graph, slots)
+        self.door = PortCheck(graph.inputs, {}, graph.optional)
+        self.has_timeouts = any(s.step.timeout_seconds is not None for s in self.steps.values())
+
+    def _unit(self, index: int, unit: Unit, slots: Mapping[Source, int], prepare: Any) -> UnitCode:
+        for planned in unit.steps:
+            step = planned.step
+            path = max((self.steps[need].path for need in step.needs), key=len, default=())
+            uses_process = step.isolated or unit.place == "process"
+            code = StepCode(planned, index, slots, (*path, step.name), uses_process=uses_process)
+            if prepare is not None and step.skill.resources:
+                code.requirements = prepare(step.skill.resources)
+            self.steps[step.name] = code
+        return UnitCode(index, unit, tuple(self.steps[planned.step.name] for planned in unit.steps))
+
+    def _count_readers(self, slots: int) -> list[int]:
+        readers = [0] * slots
+        for code in self.steps.values():
+            for slot in code.reads:
+                readers[slot] += 1
+        for _, sources in self.outputs:
+            for slot in sources:
+                readers[slot] += 1
+        for code in self.steps.values():
+            code.frees = tuple(slot for slot in code.reads if readers[slot] == 1)
+            code.reads = tuple(slot for slot in code.reads if readers[slot] > 1)
+        return readers
+
+    def _wire(self, graph: Graph, slots: Mapping[Source, int]) -> None:
+        """Connects the units, and finds those that are plain calls."""
+        sure = {slots[source] for source in slots if source.step is None and source.port not in graph.optional}
+        after: dict[int, list[UnitCode]] = {unit.index: [] for unit in self.units}
+        for unit in self.units:
+            needed = {self.steps[need].unit for step in unit.steps for need in step.step.needs} - {unit.index}
+            unit.needs = len(needed)
+            for index in sorted(needed):
+                after[index].append(unit)
+            for code in unit.steps:
+                code.find_simple(sure)
+                if _always_runs(code, sure):
+                    sure |= {slot for _, slot in code.kept}
+            unit.is_simple = all(code.is_simple for code in unit.steps)
+        for unit in self.units:
+            unit.after = tuple(after[unit.index])
+
+
+def _always_runs(code: StepCode, sure: Collection[int]) -> bool:
+    return not code.step.when and all(
+        port.policy != "skip" or any(slot in sure for slot in port.slots) for port in code.ports
+    )
+
+
+def _refuse_unsound(plan: ExecutionPlan) -> None:
+    """Raises an error unless the plan has every step of its graph once, after what it needs."""
+    order = [planned.step for unit in plan.units for planned in unit.steps]
+    faults, seen = [], set[str]()
+    for step in order:
+        if step.name in seen:
+            faults.append(f"step {step.name!r} is there twice")
+        faults += [
+            f"step {step.name!r} comes before {need!r}, which it needs" for need in step.needs if need not in seen
+        ]
+        seen.add(step.name)
+    faults += [f"step {name!r} is not in it" for name in plan.graph.by_name if name not in seen]
+    if faults:
+        raise ChainError(f"the plan for chain {plan.graph.name!r} cannot be carried out; plan it afresh", faults)
+
+
+def _refuse_unknown_outputs(graph: Graph, outputs: Collection[str] | None) -> None:
+    faults = [unknown("output", name, tuple(graph.outputs)) for name in outputs or () if name not in graph.outputs]
+    if faults:
+        raise ChainError(f"chain {graph.name!r} does not have the outputs that were asked for", faults)
+
+
+def _needed_units(plan: ExecutionPlan, wanted: Mapping[str, tuple[Source, ...]] | None) -> tuple[Unit, ...]:
+    """Returns the units with the steps that the wanted outputs need; all of them if nothing is said."""
+    if wanted is None:
+        return plan.units
+    todo = [source.step for sources in wanted.values() for source in sources if source.step is not None]
+    needed: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name not in needed:
+            needed.add(name)
+            todo += plan.graph.by_name[name].needs
+    parts = ((unit, tuple(one for one in unit.steps if one.step.name in needed)) for unit in plan.units)
+    return tuple(Unit(steps, unit.place, unit.priority) for unit, steps in parts if steps)
+
+
+def _slots(graph: Graph, units: Iterable[Unit]) -> dict[Source, int]:
+    """Numbers all values that somebody reads, or that the chain gives out."""
+    steps = [planned.step for unit in units for planned in unit.steps]
+    read = [source for step in steps for several in step.inputs.values() for source in several]
+    read += [condition.source for step in steps for condition in step.when]
+    read += [source for sources in graph.outputs.values() for source in sources]
+    made = {Source(None, name) for name in graph.inputs}
+    made |= {Source(step.name, port) for step in steps for port in step.skill.outputs}
+    return {source: slot for slot, source in enumerate(dict.fromkeys(one for one in read if one in made))}

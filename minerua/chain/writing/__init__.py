@@ -1,0 +1,1 @@
+"""How a chain is written: in Python or YAML, with typed ports, and checked as a whole."""
