@@ -16,6 +16,7 @@ from minerua.report.page import render_page
 from minerua.report.preflight import Pair, Preflight
 from minerua.report.replay import Event
 from minerua.report.tables import Summary, summarise, table_json
+from minerua.report.training import TrainingLog, read_training_log, render_training
 from minerua.report.words import preflight_text, sentences, table_text
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "Pair",
     "Preflight",
     "Summary",
+    "TrainingLog",
     "preflight_text",
+    "read_training_log",
     "render",
     "render_page",
+    "render_training",
     "sentences",
     "summarise",
     "table_json",

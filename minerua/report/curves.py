@@ -42,7 +42,7 @@ def _figure(summary: Summary, name: str, meaning: str, measure: Measure, words: 
     end = max(summary.evaluations, 1)
     ticks = nice_ticks(max(value for line in lines for _, value in line))
     scale = _Scale(end, ticks[-1])
-    labels = _spread([scale.y(line[-1][1]) for line in lines])
+    labels = spread([scale.y(line[-1][1]) for line in lines])
     title = f"{name} of every archive over {end} evaluations"
     drawn = [
         _line(summary, k, line, scale, label, words) for k, (line, label) in enumerate(zip(lines, labels, strict=True))
@@ -140,8 +140,8 @@ def _thinned(line: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     return [line[int(k * stride)] for k in range(STEPS)] + [line[-1]]
 
 
-def _spread(heights: Sequence[float], *, gap: float = 16.0) -> list[float]:
-    """Moves labels apart until none covers another and all are inside; their order stays."""
+def spread(heights: Sequence[float], *, gap: float = 16.0) -> list[float]:
+    """Returns heights of labels moved apart until none covers another and all are inside; their order stays."""
     order = sorted(range(len(heights)), key=lambda k: heights[k])
     placed = list(heights)
     for above, below in itertools.pairwise(order):

@@ -28,6 +28,17 @@ def render_page(summary: Summary) -> str:
         summary: What `summarise` returned.
     """
     title = _title(summary)
+    main = element("main", *_sections(summary))
+    return whole_page(title, _header(summary, title), main, _footer(summary), _script(summary))
+
+
+def whole_page(title: str, *body: Markup) -> str:
+    """Returns a page with the report's style, which asks the network for nothing.
+
+    Args:
+        title: What the browser shows; escaped.
+        body: Its parts, in order.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -36,10 +47,7 @@ def render_page(summary: Summary) -> str:
         element("title", f"{title} · minerua"),
         element("style", _style()),
     )
-    body = element(
-        "body", _header(summary, title), element("main", *_sections(summary)), _footer(summary), _script(summary)
-    )
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return f"<!doctype html>\n{element('html', head, element('body', *body), lang='en')}\n"
 
 
 def _title(summary: Summary) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from minerua.report import render, render_page, summarise
 from minerua.report.colours import DARK_RAMP, DARK_TASKS, LIGHT_RAMP, LIGHT_TASKS, level
-from minerua.report.curves import HEIGHT, _spread, nice_ticks
+from minerua.report.curves import HEIGHT, nice_ticks, spread
 from minerua.report.heat import shown_ids
 from minerua.report.markup import VOID
 
@@ -206,7 +206,7 @@ def test_ticks_are_few_even_and_reach_the_top(top):
 
 
 def test_labels_of_equal_curves_stand_apart_and_inside():
-    placed = _spread([250.0, 250.0, 250.0, 20.0, 21.0])
+    placed = spread([250.0, 250.0, 250.0, 20.0, 21.0])
     ordered = sorted(placed)
     assert all(b - a >= 15.9 for a, b in itertools.pairwise(ordered))
     assert max(placed) <= HEIGHT
