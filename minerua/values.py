@@ -258,7 +258,8 @@ class LossSpec:
         call: `call(predictions, targets, **settings)` returns a scalar tensor that can be differentiated: the mean over
             what `count` counts.
         count: `count(targets, **settings)` returns how many terms the mean is over, such as the tokens that are not
-            ignored, or the sum of their weights; `None`: the first extent of the targets. A batch that is accumulated from parts weighs them so.
+            ignored, or the sum of their weights; `None`: the first extent of the targets. A batch that is accumulated
+            from parts weighs them so.
     """
 
     name: str

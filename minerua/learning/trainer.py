@@ -77,7 +77,8 @@ class ModelTrainer:
             StorageError: If a checkpoint cannot be written.
         """
         self.parts.module.train()
-        self._save_for_rollback()
+        if self.config.guard.policy == "rollback" and not self.progress.step:
+            self._save("regular")  # something to roll back to
         with Signals() as signals:
             while self.progress.epoch < self.config.epochs and not self.stopping.reason():
                 for step in self._rest_of_epoch():
@@ -180,17 +181,17 @@ class ModelTrainer:
 
     def _intervene(self, why: str) -> None:
         """Does what the policy says about a step that the guard did not let through."""
-        policy, number = self.config.guard.policy, self.progress.step + 1
+        policy, number, last = self.config.guard.policy, self.progress.step + 1, self.parts.checkpoints.last_good()
         self.progress.skipped += 1
         if policy == "stop":
             raise LearningError(
-                f"step {number}: {why}; {self.parts.checkpoints.last_good()}. A smaller optimizer.rate, a clip_norm or a longer "
+                f"step {number}: {why}; {last}. A smaller optimizer.rate, a clip_norm or a longer "
                 "schedule.warmup_steps may help; guard.policy: skip or rollback goes on instead"
             )
         if self.progress.skipped > self.config.guard.limit:
             raise LearningError(
-                f"step {number}: {why}; more than guard.limit = {self.config.guard.limit} steps were not let through; "
-                f"{self.parts.checkpoints.last_good()}"
+                f"step {number}: {why}; more than guard.limit = {self.config.guard.limit} steps were not let "
+                f"through; {last}"
             )
         self._boundary.restore_buffers()
         if policy == "rollback":
@@ -211,19 +212,16 @@ class ModelTrainer:
         broken = self.parts.broken()
         why = self.guard.read() or (f"{broken} holds NaN or infinity" if broken else "")
         if why:
+            last = self.parts.checkpoints.last_good()
             raise LearningError(
-                f"step {self.progress.step} or one shortly before: {why}; {self.parts.checkpoints.last_good()}. A smaller "
-                "optimizer.rate or a clip_norm may help"
+                f"step {self.progress.step} or one shortly before: {why}; {last}. "
+                "A smaller optimizer.rate or a clip_norm may help"
             )
 
     # ── saving ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _save_if_due(self) -> None:
         if self._is_due(self.config.save_every_steps) and self.progress.step < self.steps:
-            self._save("regular")
-
-    def _save_for_rollback(self) -> None:
-        if self.config.guard.policy == "rollback" and not self.progress.step:
             self._save("regular")
 
     def _save(self, kind: str) -> None:
