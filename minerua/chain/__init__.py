@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from minerua.chain.keeping.cache import ContentCache
     from minerua.chain.keeping.residency import ModelResidency
     from minerua.chain.manager import SkillChainManager
-    from minerua.chain.multimodal import MultiModalSystem
+    from minerua.chain.multimodal import Modality, MultiModalSystem
     from minerua.chain.plan import ExecutionPlan
     from minerua.chain.planning.explain import explain, mermaid
     from minerua.chain.planning.optimizer import ChainOptimizer
@@ -32,7 +32,7 @@ _HOMES = {
     "minerua.chain.keeping.cache": ("ContentCache",),
     "minerua.chain.keeping.residency": ("ModelResidency",),
     "minerua.chain.manager": ("SkillChainManager",),
-    "minerua.chain.multimodal": ("MultiModalSystem",),
+    "minerua.chain.multimodal": ("Modality", "MultiModalSystem"),
     "minerua.chain.plan": ("ExecutionPlan",),
     "minerua.chain.planning.explain": ("explain", "mermaid"),
     "minerua.chain.planning.optimizer": ("ChainOptimizer",),
@@ -55,6 +55,7 @@ __all__ = [
     "ContentCache",
     "ExecutionPlan",
     "Graph",
+    "Modality",
     "ModelResidency",
     "MultiModalSystem",
     "Partial",

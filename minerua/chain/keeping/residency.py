@@ -62,7 +62,8 @@ class ModelResidency:
     must have room for both.
 
     Args:
-        budget_bytes: What all models may take together; `None` for no bound.
+        budget_bytes: What all models may take together; `None` for no bound: then a model stays until `close`, and
+            whoever uses the residency must be done before.
         pool: Where their bytes are held as leases, so that models and steps share what there is; ask for a model
             before a lease, not while holding one.
         resource: The pool's resource that they count against.
@@ -87,9 +88,7 @@ class ModelResidency:
         self._measuring = threading.Lock()
         self._models: OrderedDict[_Key, Model] = OrderedDict()
         self._loads: dict[_Key, Load] = {}
-        self._sizes: OrderedDict[_Key, tuple[Any, int]] = (
-            OrderedDict()
-        )  # the `load` is kept: its id must not come again
+        self._sizes: OrderedDict[_Key, tuple[Any, int]] = OrderedDict()  # with the `load`: its id must not come again
         self._bytes = self._peak = 0  # of models that are loaded, being loaded, or being closed
         self._plan: deque[tuple[Skill, Setup]] = deque()
         self._plan_number = 0
@@ -98,6 +97,11 @@ class ModelResidency:
         self._hits = self._load_count = self._prefetches = self._evictions = self._failures = 0
         self._wait_seconds = 0.0
         self._starving = 0  # how many uses have waited long for room
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether a model that was loaded stays until `close`, which comes after the last use then."""
+        return self.budget_bytes is None and self._pool is None
 
     # ── use ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

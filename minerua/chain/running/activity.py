@@ -255,13 +255,15 @@ class Activity:
         """Takes the model; it comes before the lease, for nobody may wait for a model who holds what others need."""
         self.called = self.code.call
         if self.called is None and not self.code.uses_process:
-            use = self.run.means.residency.use(self.code.skill, self.code.planned.setup)
+            use = (residency := self.run.means.residency).use(self.code.skill, self.code.planned.setup)
             try:
                 with self.run.means.crew.outside():
                     self.called = use.__enter__()
             except Exception as error:  # noqa: BLE001 - loading belongs to the step
                 return partial(self._raised, error, "could not be loaded: it ")
             self.holding.use = use
+            if residency.keeps_all:
+                self.unit.settle(self.code, self.called)
         return self._lease if self.code.requirements is not None else self._call
 
     def _lease(self) -> Stage | None:

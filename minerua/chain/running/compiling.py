@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, final
 from weakref import WeakValueDictionary
 
@@ -111,6 +112,7 @@ class StepCode:
     """
 
     __slots__ = (
+        "_has_all_inputs",
         "call",
         "check_inputs",
         "check_outputs",
@@ -167,15 +169,25 @@ class StepCode:
         self.turn = turn_of(step.skill)
         self.requirements: Any = None
         self.is_simple = False
+        self._has_all_inputs = False
 
     def find_simple(self, sure: Collection[int]) -> None:
         """Finds out whether the step is a plain call whose inputs are always there."""
+        self._has_all_inputs = all(len(port.slots) == 1 and port.slots[0] in sure for port in self.ports)
+        self.is_simple = self._is_simple()
+
+    def _is_simple(self) -> bool:
         planned, step = self.planned, self.step
         has_extras = planned.cached or planned.batch_rows or self.turn is not None or self.requirements is not None
         can_wait = step.timeout_seconds is not None or step.retry.attempts > 1 or self.uses_process
         is_plain = self.call is not None and self.kind == "function" and not step.when
-        has_all = all(len(port.slots) == 1 and port.slots[0] in sure for port in self.ports)
-        self.is_simple = bool(is_plain and has_all and not has_extras and not can_wait)
+        return bool(is_plain and self._has_all_inputs and not has_extras and not can_wait)
+
+    def settle(self, call: Callable[..., Any]) -> None:
+        """Takes a model that stays loaded for good: from now on its calls cost what those of a function cost."""
+        if kind_of(call) == "function":
+            self.call = call
+            self.is_simple = self._is_simple()
 
 
 def _reference(planned: PlannedStep) -> Any:
@@ -234,6 +246,15 @@ class UnitCode:
         self.needs = 0
         self.after: tuple[UnitCode, ...] = ()
 
+    def find_simple(self) -> None:
+        """Finds out whether all its steps are plain calls."""
+        self.is_simple = all(step.is_simple for step in self.steps)
+
+    def settle(self, code: StepCode, call: Callable[..., Any]) -> None:
+        """Takes the model of one of its steps that stays loaded for good."""
+        code.settle(call)
+        self.find_simple()
+
 
 def _where(step: StepCode, unit: Unit) -> Literal["own", "shared", "loop"]:
     """Returns who may take up a step: one thread at a time, any, or the event loop."""
@@ -276,7 +297,18 @@ class Program:
         self.readers = self._count_readers(len(slots))
         self._wire(graph, slots)
         self.door = PortCheck(graph.inputs, {}, graph.optional)
+        self._is_line = all(unit.where[0] == "own" for unit in self.units) and all(
+            second in first.after for first, second in pairwise(self.units)
+        )
+        self._is_plain = False
         self.has_timeouts = any(s.step.timeout_seconds is not None for s in self.steps.values())
+
+    @property
+    def is_plain_line(self) -> bool:
+        """Whether its units follow one another in the caller's thread, all of them plain calls; once so, always."""
+        if not self._is_plain and self._is_line:
+            self._is_plain = all(unit.is_simple for unit in self.units)
+        return self._is_plain
 
     def _unit(self, index: int, unit: Unit, slots: Mapping[Source, int], prepare: Any) -> UnitCode:
         for planned in unit.steps:
@@ -315,7 +347,7 @@ class Program:
                 code.find_simple(sure)
                 if _always_runs(code, sure):
                     sure |= {slot for _, slot in code.kept}
-            unit.is_simple = all(code.is_simple for code in unit.steps)
+            unit.find_simple()
         for unit in self.units:
             unit.after = tuple(after[unit.index])
 

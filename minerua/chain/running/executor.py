@@ -16,6 +16,7 @@ from minerua.chain.running.admission import LOOK_SECONDS, Admission
 from minerua.chain.running.channel import END, Channel
 from minerua.chain.running.compiling import Program
 from minerua.chain.running.crew import LoopDoor, tell_loop
+from minerua.chain.running.line import Line
 from minerua.chain.running.means import Means
 from minerua.chain.running.partials import Partial
 from minerua.chain.running.run import Run
@@ -125,7 +126,7 @@ class ChainExecutor:
         self._admission = Admission(max(most_runs, 1), plan.graph.name)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._runs: set[Run] = set()
+        self._runs: set[Run | Line] = set()
         self._is_closed = False
 
     # ── run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,6 +159,8 @@ class ChainExecutor:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._enter(timeout_seconds, cancel)
         try:
+            if deadline is None and cancel is None and program.is_plain_line:
+                return self._run_line(Line(self._means, program, next(self._numbers), given))
             run = Run(self._means, program, next(self._numbers), given)
             with self._watched(run, timeout_seconds, deadline, cancel):
                 run.begin()
@@ -165,6 +168,16 @@ class ChainExecutor:
             return self._result(run)
         finally:
             self._admission.leave()
+
+    def _run_line(self, line: Line) -> Result:
+        self._runs.add(line)
+        try:
+            if self._is_closed:
+                line.stop(self._cancelled("the executor was closed"))
+            line.carry_out()
+        finally:
+            self._runs.discard(line)
+        return self._result(line)
 
     async def arun(
         self,
@@ -327,7 +340,7 @@ class ChainExecutor:
             raise ChainError(f"chain {graph.name!r} was not given what it takes", faults)
         return inputs
 
-    def _result(self, run: Run) -> Result:
+    def _result(self, run: Run | Line) -> Result:
         there, absent = run.outputs()
         return Result(there, absent, run.trace())
 

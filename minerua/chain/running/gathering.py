@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from minerua.chain.graph import PortType
-from minerua.chain.running.compiling import StepCode, shared
+from minerua.chain.running.compiling import NOWHERE, Program, StepCode, shared
 from minerua.chain.running.failing import raised
 from minerua.chain.writing.ports import described, dtype_of
 from minerua.values import Skill, TensorSpec
@@ -19,6 +19,28 @@ ABSENT: Final = object()
 
 class Unfit(Exception):
     """Why a step cannot get its inputs, as a clause; never leaves the room."""
+
+
+def beginning(program: Program, inputs: Mapping[str, Any]) -> list[Any]:
+    """Returns all values of a run, by slot, as they are when it begins: the chain's inputs."""
+    values: list[Any] = [ABSENT] * len(program.readers)
+    for name, slot in program.inputs:
+        if slot != NOWHERE and name in inputs:
+            values[slot] = shared(inputs[name])
+    return values
+
+
+def outputs_of(program: Program, values: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the outputs that are there when a run is over, and the names of those that are not."""
+    there: dict[str, Any] = {}
+    absent: list[str] = []
+    for name, slots in program.outputs:
+        value = next((values[slot] for slot in slots if values[slot] is not ABSENT), ABSENT)
+        if value is ABSENT:
+            absent.append(name)
+        else:
+            there[name] = value
+    return there, tuple(absent)
 
 
 def conditions_hold(code: StepCode, values: Sequence[Any]) -> bool:

@@ -14,12 +14,13 @@ from minerua.chain.running.gathering import ABSENT
 from minerua.errors import MineruaError
 
 if TYPE_CHECKING:
+    from minerua.chain.running.line import Line
     from minerua.chain.running.run import Run
 
 _ndarray = np.ndarray
 
 
-def do_plain(run: Run, unit: UnitCode, place: str, wait_ns: int) -> bool:
+def do_plain(run: Run | Line, unit: UnitCode, place: str, wait_ns: int) -> bool:
     """Does a unit of plain calls; returns whether it ended well.
 
     Args:
@@ -42,7 +43,7 @@ def do_plain(run: Run, unit: UnitCode, place: str, wait_ns: int) -> bool:
     return True
 
 
-def _call(run: Run, code: StepCode, place: str, wait_ns: int) -> BaseException | None:
+def _call(run: Run | Line, code: StepCode, place: str, wait_ns: int) -> BaseException | None:
     """Calls a skill and keeps what it returns; returns what went wrong."""
     values, observers = run.values, run.means.observers
     inputs = code.constants.copy()
@@ -80,7 +81,7 @@ def _call(run: Run, code: StepCode, place: str, wait_ns: int) -> BaseException |
     return None
 
 
-def _error(run: Run, code: StepCode, inputs: Mapping[str, Any], error: BaseException) -> BaseException:
+def _error(run: Run | Line, code: StepCode, inputs: Mapping[str, Any], error: BaseException) -> BaseException:
     """Returns what ends the run when a skill raised."""
     if not isinstance(error, Exception):
         return error
@@ -90,6 +91,6 @@ def _error(run: Run, code: StepCode, inputs: Mapping[str, Any], error: BaseExcep
     return failed
 
 
-def _record_failure(run: Run, code: StepCode, place: str, start: int, wait_ns: int) -> None:
+def _record_failure(run: Run | Line, code: StepCode, place: str, start: int, wait_ns: int) -> None:
     more = (0, wait_ns, 1, False, 0, "failed")
     run.record((code.unit, code.name, code.skill_name, place, start, perf_counter_ns(), *more))

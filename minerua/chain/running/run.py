@@ -18,9 +18,9 @@ import numpy as np
 
 from minerua.chain.running.activity import OVER, RUNNING, Activity
 from minerua.chain.running.channel import Channel
-from minerua.chain.running.compiling import NOWHERE, Program, StepCode, UnitCode, shared
+from minerua.chain.running.compiling import Program, StepCode, UnitCode
 from minerua.chain.running.crew import LoopDoor
-from minerua.chain.running.gathering import ABSENT
+from minerua.chain.running.gathering import ABSENT, beginning, outputs_of
 from minerua.chain.running.partials import partial_of
 from minerua.chain.running.plain import do_plain
 from minerua.chain.running.stopping import StopFlag, current_flag
@@ -65,10 +65,7 @@ class Run:
         self.means, self.program, self.number, self.channel = means, program, number, channel
         self.lock = threading.Lock()
         self.flag = StopFlag()
-        self.values: list[Any] = [ABSENT] * len(program.readers)
-        for name, slot in program.inputs:
-            if slot != NOWHERE and name in inputs:
-                self.values[slot] = shared(inputs[name])
+        self.values = beginning(program, inputs)
         self.records: list[tuple[Any, ...]] = []
         self.error: BaseException | None = None
         self.is_over = False
@@ -464,12 +461,4 @@ class Run:
         values, self.values = self.values, []
         if self.error is not None:
             raise self.error
-        there: dict[str, Any] = {}
-        absent: list[str] = []
-        for name, slots in self.program.outputs:
-            value = next((values[slot] for slot in slots if values[slot] is not ABSENT), ABSENT)
-            if value is ABSENT:
-                absent.append(name)
-            else:
-                there[name] = value
-        return there, tuple(absent)
+        return outputs_of(self.program, values)
