@@ -19,12 +19,12 @@
     │   └── StepTimeout   (TimeoutError)  it took longer than it may
     ├── RunCancelled      (RuntimeError)  whoever asked for a run withdrew it
     ├── PoolError
-    │   ├── RequirementTooLarge (ValueError)   more than the pool has, whoever waits
-    │   ├── PoolTimeout         (TimeoutError) the resources did not come free in time
-    │   ├── PoolClosed          (RuntimeError) nothing is granted any more
-    │   ├── LeaseCancelled      (RuntimeError) the request was withdrawn
-    │   ├── NestedAcquire       (RuntimeError) whoever holds a lease asks for another one, which could deadlock
-    │   └── AllocationError     (MemoryError)  more memory than the lease has left
+    │   ├── RequirementTooLarge (ValueError)    more than the pool has, whoever waits
+    │   ├── PoolTimeout         (TimeoutError)  the resources did not come free in time
+    │   ├── PoolClosed          (RuntimeError)  nothing is granted any more
+    │   ├── LeaseCancelled      (RuntimeError)  the request was withdrawn
+    │   ├── NestedAcquire       (RuntimeError)  whoever holds a lease asks for another one, which could deadlock
+    │   └── AllocationError     (MemoryError)   more memory than the lease has left
     └── StorageError      (OSError)       the disk is full, or a folder cannot be written
 
 Each is also a child of the built-in in brackets, so that code which knows nothing of minerua catches what it

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "conformance": BASE | {"registry", "chain", "hookspecs"},
     "config": BASE,
     "run": EVERYTHING,
+    "skills": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": frozenset({"cli"}),
     "__init__": BASE | {"hookspecs"},

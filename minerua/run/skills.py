@@ -1,4 +1,4 @@
-"""minerua's own skills, which the registry finds through minerua's own entry point: weights that can be called."""
+"""The skill `minerua-model`: weights on disk that can be called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from minerua.chain.writing.functions import to_numpy
 from minerua.chain.writing.ports import parse_port, short
 from minerua.errors import ChainError, ConfigError, JournalError, MineruaError, unknown
 from minerua.evolution import read_journal
-from minerua.hookspecs import hookimpl
 from minerua.run import JOURNAL
 from minerua.values import ModelSpec, Setup, Skill, SkillContext
 from minerua.weights import Checkpoint, Expert, apply, open_checkpoint, open_expert
@@ -28,12 +27,6 @@ SOURCES = ("checkpoint", "adapter", "run")
 KEYS = ("model", *SOURCES, "base", "inputs", "outputs", "pure", "batchable", "thread_safe")
 FLAGS = {"pure": True, "batchable": False, "thread_safe": False}
 """Settings that are true or false, and what they are by default."""
-
-
-@hookimpl
-def minerua_skills() -> list[Skill]:
-    """Provides the skill that a checkpoint or an evolved child becomes."""
-    return [Skill(MODEL_SKILL, configure=configure)]
 
 
 def configure(settings: Mapping[str, Any], context: SkillContext) -> Skill:

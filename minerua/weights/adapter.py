@@ -30,7 +30,7 @@ from minerua.weights.header import capped, parse_object, shown
 CONFIG_NAME = "adapter_config.json"
 FACTORS_NAME = "adapter_model.safetensors"
 BASE_KEY = "minerua.base"
-"""Metadata key of the factors' file under which an adapter that minerua wrote names its base's digest."""
+"""Metadata key under which weights that minerua learned or wrote name the digest of their base."""
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight", re.DOTALL)
 _DTYPES = ("float32", "float16", "bfloat16")

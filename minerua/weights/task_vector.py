@@ -111,7 +111,7 @@ def open_expert(name: str, path: str | Path, base: Checkpoint) -> Expert:
     path = Path(path)
     if is_adapter(path):
         adapter = open_adapter(path, base)
-        faults = [*_base_faults(path, base), *_rank_faults(adapter)]
+        faults = [*_base_faults(open_checkpoint(path / FACTORS_NAME), base), *_rank_faults(adapter)]
         if faults:
             raise CheckpointError(f"the expert {name!r} at {path} does not fit the base at {base.path}", faults)
         return Expert(name, path, TaskVector(adapter.digest, adapter.factors, base=base))
@@ -127,10 +127,11 @@ def difference(expert: Checkpoint, base: Checkpoint, *, name: str = "the expert"
         name: What messages call it.
 
     Raises:
-        CheckpointError: If it does not fit the base, holds NaN or infinity, or changes a tensor of whole numbers; all
-            faults at once.
+        CheckpointError: If it does not fit the base, was learned from another one, holds NaN or infinity, or changes a
+            tensor of whole numbers; all faults at once.
     """
     faults = compare(base, expert, name=name) + find_non_finite(expert) + _changed_counters(expert, base)
+    faults += _base_faults(expert, base)
     if faults:
         raise CheckpointError(f"the expert {name!r} at {expert.path} does not fit the base at {base.path}", faults)
     return TaskVector(expert.digest, _Difference(expert, base), base=base)
@@ -146,9 +147,9 @@ def _blocks(tensor: np.ndarray) -> Iterator[Any]:
         yield slice(start, start + step)
 
 
-def _base_faults(path: Path, base: Checkpoint) -> Iterator[str]:
-    """Yields that an adapter says of itself that it was made for another base; most say nothing."""
-    named = open_checkpoint(path / FACTORS_NAME).metadata.get(BASE_KEY)
+def _base_faults(weights: Checkpoint, base: Checkpoint) -> Iterator[str]:
+    """Yields that an expert says of itself that it was made for another base; those of other programs say nothing."""
+    named = weights.metadata.get(BASE_KEY)
     if named is not None and named != base.digest:
         yield f"it was made for the base {named}, and {base.path} is {base.digest}; name its own base"
 

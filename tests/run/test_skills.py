@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minerua import ModelSpec, TensorSpec, hookimpl
+from minerua import ModelSpec, TensorSpec, hookimpl, skills
 from minerua.chain.writing.chain import SkillChain
 from minerua.errors import ChainError, ConfigError
 from minerua.registry import Registry
-from minerua.run import skills
 from minerua.run.skills import KEYS, MODEL_SKILL, configure
 from minerua.values import Setup, SkillContext
 from minerua.weights import write_adapter, write_checkpoint
@@ -116,7 +115,7 @@ def test_a_chain_finds_the_skill_in_the_registry_and_weights_beside_its_file(
     chain = SkillChain.load(tmp_path / "chain.yaml")
     registry = Registry.of(skills, Models())
     graph = chain.graph(registry.skills, SkillContext(chain.folder, registry.models))
-    assert graph.steps[0].provider == "plugin 'minerua.run.skills' (given)"
+    assert graph.steps[0].provider == "plugin 'minerua.skills' (given)"
     faults = chain.check(registry.skills)
     assert faults == (
         "step 'see': its settings cannot be used: these are no weights that can be called; no model is named 'linear'. "
@@ -176,3 +175,7 @@ def test_the_skill_is_provided_through_a_hook() -> None:
     registry = Registry.of(skills)
     assert registry.problems == ()
     assert list(registry.skills) == [MODEL_SKILL]
+    made = registry.skills[MODEL_SKILL].configure
+    assert made is not None
+    with pytest.raises(ConfigError, match="these are no weights that can be called"):
+        made({}, SkillContext(Path()))

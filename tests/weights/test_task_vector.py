@@ -14,6 +14,7 @@ from minerua.weights import (
     save_adapter,
     task_vector,
     write_adapter,
+    write_checkpoint,
 )
 
 from ..worlds import COUNTER, DTYPES, SHAPES, base_tensors, low_rank, tuned_tensors, write_lora, write_model
@@ -141,6 +142,19 @@ def test_an_adapter_that_names_another_base_is_refused_with_both_digests(tmp_pat
     other = open_checkpoint(write_model(tmp_path / "other", base_tensors(seed=1)))
     with pytest.raises(CheckpointError, match=f"made for the base {base.digest}, and .*other is {other.digest}; name"):
         open_expert("child", tmp_path / "child", other)
+
+
+def test_a_full_fine_tune_that_names_another_base_is_refused_with_both_digests(tmp_path):
+    base = _base(tmp_path)
+    tensors = {name: base.tensor(name) for name in base.specs}
+    write_checkpoint(tmp_path / "own.safetensors", tensors, metadata={"minerua.base": base.digest})
+    write_checkpoint(tmp_path / "other.safetensors", tensors, metadata={"minerua.base": "0" * 32})
+    assert open_expert("own", tmp_path / "own.safetensors", base).digest == base.digest
+    with pytest.raises(CheckpointError) as caught:
+        open_expert("other", tmp_path / "other.safetensors", base)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"it was made for the base {'0' * 32}, and ")
+    assert f" is {base.digest}; name its own base" in fault
 
 
 def test_an_adapter_for_other_modules_is_refused_with_what_the_base_lacks(tmp_path):
