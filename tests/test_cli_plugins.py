@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 from typing import Any
 
 import pytest
 
 from minerua.errors import MineruaError
+from minerua.registry import Registry
 
 GOOD = """
     from minerua import LossSpec, hookimpl
@@ -71,11 +71,12 @@ def test_the_list_is_json_for_programs_even_if_a_plugin_prints(minerua: Any, sit
 
 
 def test_check_passes_when_all_is_well(minerua: Any, site_packages: Any) -> None:
+    others = [plugin.name for plugin in Registry.load().plugins]
     site_packages.install("acme-losses", acme_losses=GOOD)
     site_packages.install("other", other=GOOD)
-    done = minerua("plugins", "check", MINERUA_PLUGINS_DISABLED="other")
+    done = minerua("plugins", "check", MINERUA_PLUGINS_DISABLED=",".join(["other", *others]))
     assert done.returncode == 0
-    assert re.fullmatch(r"no problem: \d+ plugins in use, 1 disabled\n", done.stdout)
+    assert done.stdout.startswith("no problem: 1 plugins in use, ")
 
 
 def test_check_fails_with_every_problem(minerua: Any, site_packages: Any) -> None:

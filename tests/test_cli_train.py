@@ -147,7 +147,7 @@ def test_experts_are_learned_in_one_go(world: Path) -> None:
         (["train.yaml", "--set", "epochs"], "--set epochs: write KEY=VALUE, such as optimizer.rate=0.01"),
         (["train.yaml", "--set", "epochs=[1"], "--set epochs=[1: the value is no valid YAML"),
         (["train.yaml", "--set", "epoch=1"], "epoch: unknown key; did you mean 'epochs'?"),
-        (["train.yaml", "--set", "loss=toy-entrpy"], "did you mean 'toy-entropy'"),
+        (["train.yaml", "--set", "loss=toy-entrpy"], "did you mean 'toy-entropy' or 'cross-entropy'?"),
         (["train.yaml", "--set", "data.table.path=no.csv"], "no.csv"),
         (["plain"], "plain has no end such as .yaml, so its results need a folder of another name: give --out"),
     ],

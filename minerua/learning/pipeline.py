@@ -123,7 +123,7 @@ class LearningPipeline:
             self._tell_start(trainer, prepared, out, notes)
             reason = trainer.fit()
             learned = self._finish(trainer, prepared, out, reason)
-        except BaseException as error:
+        except BaseException as error:  # observers are told of a signal too; raised again
             for observer in trainer.observers:
                 observer.stopped(error)
             raise

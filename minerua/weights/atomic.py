@@ -186,7 +186,7 @@ def partial_folder(folder: str | Path, *, needed_bytes: int, sync: bool = True) 
         os.rename(temporary, folder)
         if sync:
             _sync_folder(folder.parent)
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too must leave no partial folder; raised again
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise _storage_error(folder, f"{needed_bytes} bytes cannot be written", error) from error

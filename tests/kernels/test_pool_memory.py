@@ -121,7 +121,8 @@ def test_without_cuda_pinned_and_device_memory_is_counted_and_cannot_be_allocate
 @pytest.mark.gpu
 @pytest.mark.parametrize("resource", ["pinned_bytes", "device:0_bytes"])
 def test_pinned_and_device_blocks_are_real_memory(resource):
-    torch = pytest.importorskip("torch")
+    import torch
+
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     pool = ResourcePool({resource: MEBI})

@@ -245,7 +245,8 @@ def test_an_adapter_of_another_base_is_refused_when_it_is_merged(tmp_path):
     ],
 )
 def test_peft_reads_what_is_saved_and_gives_the_same_outputs(tmp_path, changes):
-    peft = pytest.importorskip("peft")
+    import peft
+
     module, attached, _ = saved(tmp_path, **changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -259,12 +260,12 @@ def test_peft_reads_what_is_saved_and_gives_the_same_outputs(tmp_path, changes):
 
 
 def test_layers_that_store_their_weights_transposed_are_saved_as_peft_reads_them(tmp_path):
-    peft = pytest.importorskip("peft")
-    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    import peft
+    from transformers.pytorch_utils import Conv1D
 
     def mixed():
         torch.manual_seed(0)
-        return nn.Sequential(conv1d(7, 6), nn.Tanh(), nn.Linear(7, 5))
+        return nn.Sequential(Conv1D(7, 6), nn.Tanh(), nn.Linear(7, 5))
 
     module, x = mixed(), torch.randn(3, 6)
     write_checkpoint(tmp_path / "base.safetensors", {n: t.numpy() for n, t in module.state_dict().items()})

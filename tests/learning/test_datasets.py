@@ -56,17 +56,20 @@ def jsonl_file(folder):
 
 
 def parquet_file(folder):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     columns = {"x": [[2.0 * k] for k in range(200)], "y": [f"c{k % 3}" for k in range(200)]}
     parquet.write_table(arrow.table(columns), folder / "a.parquet")
     return {"table": {"path": "a.parquet", "inputs": ["x"], "label": "y"}}
 
 
 def image_files(folder):
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image
+
     (folder / "pictures").mkdir()
     for k in range(200):
-        image.fromarray(np.full((2, 2), k, np.uint8)).save(folder / "pictures" / f"{k}.png")
+        Image.fromarray(np.full((2, 2), k, np.uint8)).save(folder / "pictures" / f"{k}.png")
     (folder / "a.csv").write_text("file,label\n" + "".join(f"{k}.png,c{k % 3}\n" for k in range(200)))
     return {"images": {"folder": "pictures", "labels": "a.csv", "mode": "L"}}
 

@@ -316,7 +316,6 @@ def events(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
 def test_tensorboard_shows_steps_evaluations_and_the_test_of_a_run_that_went_on(tmp_path):
-    pytest.importorskip("tensorboard")
     log = TensorBoardLog(every=10)
     log.started(start(tmp_path))
     for number in range(1, 31):
@@ -342,7 +341,6 @@ def test_tensorboard_shows_steps_evaluations_and_the_test_of_a_run_that_went_on(
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
 def test_events_that_cannot_be_written_are_an_error_of_the_disk(tmp_path):
-    pytest.importorskip("tensorboard")
     (tmp_path / TENSORBOARD).write_text("a file")
     with pytest.raises(StorageError, match="events for TensorBoard cannot be written to"):
         TensorBoardLog().started(start(tmp_path))

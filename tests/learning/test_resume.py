@@ -99,10 +99,10 @@ def test_twenty_runs_that_are_killed_at_random_moments_end_alike(tmp_path: Path)
     generator = random.Random(7)
     case = CASES["many parts"]
     jobs = [{**case, "out": "whole"}]
-    jobs += [{**case, "out": f"run-{number % 4}", "after": generator.uniform(0.02, 0.45)} for number in range(20)]
+    jobs += [{**case, "out": f"run-{number % 4}", "after": generator.uniform(0.05, 0.6)} for number in range(20)]
     jobs += [{**case, "out": f"run-{number}"} for number in range(4)]
     codes = run_jobs(tmp_path, jobs)
-    assert codes.count(-9) >= 2  # the others were done before they were killed
+    assert codes.count(-9) >= 5  # the others were done before they were killed
     assert codes[-4:] == [0] * 4
     whole = contents(tmp_path / "whole")
     for number in range(4):

@@ -323,7 +323,7 @@ genomes = list(subspace.founders.values())
 save_children([folder / f"{k}.safetensors" for k in range(2)], subspace, genomes)
 save_adapter(folder / "adapter", subspace, genomes[0])
 try:
-    np.ones(int(sys.argv[2]) // 4 + 1000, np.float32)
+    np.ones((limit - used_bytes()) // 4 + 1_000_000, np.float32)  # of what is in use now: some was given back
 except MemoryError:
     print("the limit holds")
 """

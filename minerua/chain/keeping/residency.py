@@ -190,7 +190,7 @@ class ModelResidency:
         """
         try:
             model = self._loaded(key, skill, setup, plan, leases)
-        except BaseException as error:
+        except BaseException as error:  # who waits must hear of it whatever it is; raised again
             with self._changed:
                 # an interrupt is for the thread that it reached; who waits for a prefetch tries by itself
                 load.error = error if isinstance(error, Exception) and not plan else None
@@ -223,7 +223,7 @@ class ModelResidency:
                 call, nbytes = self._read(key, skill, setup, known)
                 if self._keeps(skill, call, nbytes - known, held, plan):
                     return Model(skill, call, nbytes, held)
-            except BaseException:
+            except BaseException:  # an interrupt too must give the bytes back; raised again
                 self._give_back(known, held)
                 raise
             self._give_back(known, held)

@@ -148,7 +148,7 @@ class Shelf:
                 for part in parts:
                     _write_all(file.fileno(), part)
             self._place(partial, path, size)
-        except BaseException:
+        except BaseException:  # an interrupt too must leave no partial file; raised again
             with contextlib.suppress(OSError):  # what went wrong first is what counts
                 partial.unlink()
             raise

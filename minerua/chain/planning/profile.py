@@ -345,6 +345,6 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException:  # an interrupt too must leave no partial file; raised again
         Path(name).unlink(missing_ok=True)
         raise

@@ -90,7 +90,7 @@ class Admission:
                     return False
                 glance = LOOK_SECONDS if cancelled is not None else left
                 gate.wait(glance if left is None else min(left, glance or left))
-        except BaseException:
+        except BaseException:  # an interrupt or a cancelled task must leave the queue; raised again
             self._withdraw(wake)
             raise
         return self._confirm(wake)
@@ -122,7 +122,7 @@ class Admission:
                 glance = LOOK_SECONDS if cancelled is not None else left
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(gate.wait(), glance if left is None else min(left, glance or left))
-        except BaseException:
+        except BaseException:  # an interrupt or a cancelled task must leave the queue; raised again
             self._withdraw(wake)
             raise
         return self._confirm(wake)

@@ -223,7 +223,7 @@ class ChainExecutor:
         run.call_takers()
         try:
             await over.wait()
-        except BaseException:
+        except BaseException:  # a cancelled task must stop its run; raised again
             run.stop(self._cancelled("the task that awaited it was cancelled"), hurry=True)
             await over.wait()
             raise

@@ -230,7 +230,7 @@ def _shared_file(views: list[memoryview]) -> int:
         for view in views:
             _write_all(file, view)
             _write_all(file, memoryview(bytes(-view.nbytes % _ALIGNMENT)))
-    except BaseException:
+    except BaseException:  # nothing may stay open; raised again
         os.close(file)
         raise
     return file

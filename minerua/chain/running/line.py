@@ -57,7 +57,7 @@ class Line:
             for unit in self.program.units:
                 if not do_plain(self, unit, place, 0):
                     break
-        except BaseException as error:
+        except BaseException as error:  # an interrupt between two steps ends the run; raised again
             self.stop(error)
             raise
         finally:

@@ -116,7 +116,7 @@ class Run:
                         return
                     self._is_caller_idle = True
                 self._wake.acquire()
-        except BaseException as error:
+        except BaseException as error:  # an interrupt stops the run; raised again
             self.stop(error, hurry=True)
             self.wait(GRACE_SECONDS)
             raise

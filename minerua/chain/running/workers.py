@@ -96,7 +96,7 @@ class _Worker:
                 pass_fds=(theirs.fileno(), lifeline),
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException:  # nothing may stay open; raised again
             ours.close()
             os.close(self._lifeline)
             raise
@@ -296,7 +296,7 @@ class WorkerProcesses:
         """Starts a process that was announced in `_starting`."""
         try:
             worker = _Worker()
-        except BaseException:
+        except BaseException:  # it was announced and will not come; raised again
             with self._changed:
                 self._starting -= 1
                 self._changed.notify()

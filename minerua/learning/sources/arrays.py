@@ -97,6 +97,7 @@ def _opened(path: Path, member: str | None) -> np.ndarray:
         return mapped.view(np.ndarray)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    # zipfile raises NotImplementedError for a compression that it does not know, numpy SyntaxError for a broken header
     except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError) as error:
         if isinstance(error, ConfigError):
             raise

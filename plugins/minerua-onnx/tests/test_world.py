@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxscript", reason="learning the world needs the extra `world`")
     folder = tmp_path_factory.mktemp("world")
     make_world(folder, size=Size(learned=4_000, tested=1_000, passes=4, samples=60))
     return folder

@@ -182,7 +182,8 @@ def test_what_may_mean_more_than_its_bytes_has_no_key_and_is_not_kept(value: Any
 
 
 def test_torch_tensors_are_named_by_content_and_kept_as_copies() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     one = torch.arange(12.0).reshape(3, 4)
     assert key_of(one) == key_of(one.clone()) == key_of(one.T.contiguous().T)
     assert len({key_of(x) for x in (one, one.bfloat16(), one.T, one + 1, one.numpy(), torch.tensor(0.0))}) == 6

@@ -13,7 +13,6 @@ from minerua.chain.keeping import footprint
 from minerua.chain.keeping.models import PoolRequest
 from minerua.chain.keeping.residency import ModelResidency
 from minerua.errors import PoolClosed, RequirementTooLarge
-from minerua.kernels.compiled import core
 from minerua.kernels.pool import ResourcePool
 from minerua.values import Skill
 
@@ -42,10 +41,7 @@ def make() -> Iterator[Callable[..., ModelResidency]]:
 
 # ── beside a pool ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-needs_pool = pytest.mark.skipif(not hasattr(core, "Pool"), reason="the compiled core is missing")
 
-
-@needs_pool
 def test_models_and_steps_share_the_bytes_of_a_pool(make: Any, world: World) -> None:
     pool = ResourcePool({"host_bytes": 30, "cpu": 1})
     residency = make(pool=pool)
@@ -63,7 +59,6 @@ def test_models_and_steps_share_the_bytes_of_a_pool(make: Any, world: World) -> 
     assert pool.in_use["host_bytes"] == 0
 
 
-@needs_pool
 def test_a_model_waits_in_the_pools_queue_for_what_steps_hold(make: Any, world: World) -> None:
     pool = ResourcePool({"host_bytes": 30})
     residency, entered = make(pool=pool), threading.Event()
@@ -83,7 +78,6 @@ def test_a_model_waits_in_the_pools_queue_for_what_steps_hold(make: Any, world: 
     assert pool.in_use["host_bytes"] == 10
 
 
-@needs_pool
 def test_a_prefetch_stands_in_nobodys_way_in_the_pools_queue(make: Any, world: World) -> None:
     pool = ResourcePool({"host_bytes": 30})
     residency, a = make(pool=pool), world.skill("a", 10)
@@ -95,7 +89,6 @@ def test_a_prefetch_stands_in_nobodys_way_in_the_pools_queue(make: Any, world: W
     until(lambda: residency.is_loaded(a, SETUP))
 
 
-@needs_pool
 def test_a_model_that_the_pool_cannot_hold_leaves_nothing_behind(make: Any, world: World) -> None:
     pool = ResourcePool({"host_bytes": 30})
     residency = make(pool=pool)
@@ -105,7 +98,6 @@ def test_a_model_that_the_pool_cannot_hold_leaves_nothing_behind(make: Any, worl
     assert residency.statistics().bytes == pool.in_use["host_bytes"] == world.loaded_bytes == 0
 
 
-@needs_pool
 def test_closing_withdraws_a_model_from_the_pools_queue(world: World) -> None:
     pool = ResourcePool({"host_bytes": 30})
     residency = ModelResidency(pool=pool)
@@ -124,7 +116,6 @@ def test_closing_withdraws_a_model_from_the_pools_queue(world: World) -> None:
     assert pool.in_use["host_bytes"] == residency.statistics().bytes == 0
 
 
-@needs_pool
 def test_a_grant_that_comes_too_late_is_given_back() -> None:
     pool = ResourcePool({"host_bytes": 30})
     request = PoolRequest(pool, {"host_bytes": 10}, threading.Condition(threading.RLock()))

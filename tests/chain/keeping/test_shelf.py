@@ -182,7 +182,8 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_tensors_have_no_form_in_a_file(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     cache = shelf(tmp_path, memory_bytes=10_000)
     cache.put(KEYS[0], {"y": torch.ones(2)})
     assert results_in(tmp_path) == []

@@ -6,13 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minerua.errors import ConfigError
 from minerua.learning.data_config import ImagesConfig, LabelsConfig, TransformsConfig
 from minerua.learning.rows import BadRows, RowError
 from minerua.learning.sources.images import ImageRows
-
-Image = pytest.importorskip("PIL.Image")
 
 
 def painted(path, size=(4, 3), colour=(255, 0, 0), **settings):

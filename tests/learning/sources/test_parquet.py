@@ -18,7 +18,9 @@ def table(path, **columns):
 
 
 def write(path, columns, **settings):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     parquet.write_table(arrow.table(columns), path, **settings)
     return path
 
@@ -53,7 +55,9 @@ def test_missing_columns_are_named(tmp_path):
 
 
 def test_a_repeated_column_is_refused(tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     twice = arrow.Table.from_arrays([arrow.array([1]), arrow.array([2]), arrow.array([3])], names=["x", "x", "y"])
     parquet.write_table(twice, tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="the column x stands there 2 times"):
@@ -61,7 +65,6 @@ def test_a_repeated_column_is_refused(tmp_path):
 
 
 def test_what_is_no_parquet_is_refused(tmp_path):
-    pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"x" * 1000)
     with pytest.raises(ConfigError, match=r"a.parquet cannot be read as Parquet"):
         table(tmp_path / "a.parquet")
