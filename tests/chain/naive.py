@@ -8,6 +8,7 @@ from typing import Any
 
 from minerua.chain.graph import Condition, Graph, Source, Step
 from minerua.chain.plan import ExecutionPlan
+from minerua.chain.planning.measuring import Runner
 from minerua.values import JoinedStep, Setup, Skill
 
 
@@ -96,8 +97,16 @@ def simulate(plan: ExecutionPlan, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def open_naively(plan: ExecutionPlan) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
-    yield lambda inputs: simulate(plan, inputs)
+def open_naively(plan: ExecutionPlan) -> Iterator[Runner]:
+    yield Naive(lambda inputs: simulate(plan, inputs))
+
+
+class Naive(Runner):
+    def __init__(self, once: Callable[[Mapping[str, Any]], Any]) -> None:
+        self.run = once  # type: ignore[method-assign]
+
+    async def arun(self, inputs: Mapping[str, Any], /) -> Any:
+        return self.run(inputs)
 
 
 # ── skills that can be joined ────────────────────────────────────────────────────────────────────────────────────────

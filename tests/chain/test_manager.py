@@ -195,8 +195,8 @@ def test_tuning_with_the_executor_ends_near_the_best_plan_made_by_hand() -> None
         "see",
         "read",
     }
-    with open_executor(plan) as run:
-        assert dict(run({"image": 1, "text": 2})) == {"label": 3}
+    with open_executor(plan) as runner:
+        assert dict(runner.run({"image": 1, "text": 2})) == {"label": 3}
 
 
 def test_models_of_a_timed_plan_are_unloaded_again() -> None:
@@ -218,6 +218,6 @@ def test_models_of_a_timed_plan_are_unloaded_again() -> None:
         )
         for s in graph.steps
     ]
-    with open_executor(ExecutionPlan.plain(graph_of(*steps, outputs={"label": "fuse.y"}))) as run:
-        assert dict(run({"image": 1, "text": 2})) == {"label": 3}
+    with open_executor(ExecutionPlan.plain(graph_of(*steps, outputs={"label": "fuse.y"}))) as runner:
+        assert dict(runner.run({"image": 1, "text": 2})) == {"label": 3}
     assert len(closed) == 3

@@ -11,15 +11,28 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from minerua.chain.graph import Graph, Step
 from minerua.chain.plan import ExecutionPlan, PlannedStep, Unit
 from minerua.chain.planning.profile import MachineCosts, Profile, StepCost, graph_key, signature, size_bytes
 from minerua.values import Setup, Skill
 
-OpenPlan = Callable[[ExecutionPlan], AbstractContextManager[Callable[[Mapping[str, Any]], Any]]]
-"""Makes a plan ready to run, with its own models loaded; what it yields carries out one run."""
+
+class Runner(Protocol):
+    """Carries out a plan, as `ChainExecutor` does."""
+
+    def run(self, inputs: Mapping[str, Any], /) -> Any:
+        """Runs it once."""
+        ...
+
+    async def arun(self, inputs: Mapping[str, Any], /) -> Any:
+        """Runs it once, beside other runs in the same event loop."""
+        ...
+
+
+OpenPlan = Callable[[ExecutionPlan], AbstractContextManager[Runner]]
+"""Makes a plan ready to run, with its own models loaded."""
 
 CALL_SECONDS = 0.2
 """How long a step is called again and again under one setup, at most; two calls there are at least."""
@@ -70,10 +83,10 @@ def record_calls(
         for step in watched.steps
     )
     found = []
-    with open_plan(ExecutionPlan(watched, units)) as run:
+    with open_plan(ExecutionPlan(watched, units)) as runner:
         for example in examples:
             seen.clear()
-            run(example)
+            runner.run(example)
             found.append(dict(seen))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 
 from minerua.chain.graph import Graph, Step
 from minerua.chain.plan import ExecutionPlan, PassReport, PlannedStep
-from minerua.chain.planning.measuring import OpenPlan, all_setups, measure_machine, measure_steps
+from minerua.chain.planning.measuring import OpenPlan, Runner, all_setups, measure_machine, measure_steps
 from minerua.chain.planning.passes import Rewrite, drop_dead, merge_equal, needed_for
 from minerua.chain.planning.profile import Profile, StepCost, graph_key, processors, signature
 from minerua.chain.planning.scheduling import Choices, Estimates, arrange, loading_order, makespan
@@ -303,15 +303,15 @@ class ChainOptimizer:
 
 
 @contextmanager
-def open_executor(plan: ExecutionPlan) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
-    """Yields what runs a plan once, with models that nobody else uses; they are given back afterwards."""
+def open_executor(plan: ExecutionPlan) -> Iterator[Runner]:
+    """Yields what runs a plan, with models that nobody else uses; they are given back afterwards."""
     from minerua.chain.keeping.residency import ModelResidency
     from minerua.chain.running.executor import ChainExecutor
 
     residency = ModelResidency()
     try:
         with ChainExecutor(plan, residency=residency) as executor:
-            yield executor.run
+            yield executor
     finally:
         residency.close()
 

@@ -6,15 +6,16 @@ whoever runs beside them. Plans take turns, so that a slow minute of the machine
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from minerua.chain.plan import ExecutionPlan
-from minerua.chain.planning.measuring import OpenPlan
+from minerua.chain.planning.measuring import OpenPlan, Runner
 from minerua.chain.planning.servant import Servant
 
 Time = Callable[[str], float]
@@ -133,7 +134,7 @@ def timer(
         plans: Key → plan.
         examples: The inputs of one run each.
         open_plan: Runs a plan.
-        clients: How many threads send requests at a time; what counts then is the time per run, not of a run.
+        clients: How many coroutines send requests at a time; what counts then is the time per run, not of a run.
         apart: Whether models are loaded in processes of their own: one for plans whose models share threads, and one
             for the others.
     """
@@ -165,46 +166,37 @@ def time_plan(
     plan: ExecutionPlan, examples: Sequence[Mapping[str, Any]], open_plan: OpenPlan, clients: int = 1
 ) -> float:
     """Returns seconds per run of a plan in one turn: opened, warmed up, run, and closed again."""
-    with open_plan(plan) as run:
+    with open_plan(plan) as runner:
         for example in examples:
-            run(example)
+            runner.run(example)
         if clients > 1:
-            return _throughput(run, examples, clients)
-        passes = sorted(_passes(run, examples))
+            with ThreadPoolExecutor(1) as aside:  # this thread may have an event loop already
+                return aside.submit(asyncio.run, _throughput(runner, examples, clients)).result()
+        passes = sorted(_passes(runner, examples))
         return passes[len(passes) // 4]  # the faster half's middle: what disturbs a pass only makes it longer
 
 
-def _passes(run: Callable[[Mapping[str, Any]], Any], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def _passes(runner: Runner, examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """Returns seconds per run, one number per time that all examples were run."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < FEWEST_PASSES or time.perf_counter() - began < BLOCK_SECONDS:
         started = time.perf_counter()
         for example in examples:
-            run(example)
+            runner.run(example)
         times.append((time.perf_counter() - started) / len(examples))
     return times
 
 
-def _throughput(run: Callable[[Mapping[str, Any]], Any], examples: Sequence[Mapping[str, Any]], clients: int) -> float:
-    """Returns seconds per run where many threads send requests, each the next when the last was answered."""
-    counts, faults = [0] * clients, list[Exception]()
-    deadline = time.perf_counter() + 2 * BLOCK_SECONDS
-
-    def client(number: int) -> None:
-        try:
-            while time.perf_counter() < deadline or counts[number] == 0:
-                run(examples[(number + counts[number]) % len(examples)])
-                counts[number] += 1
-        except Exception as error:  # noqa: BLE001 - raised again below, by whoever waits for the clients
-            faults.append(error)
-
+async def _throughput(runner: Runner, examples: Sequence[Mapping[str, Any]], clients: int) -> float:
+    """Returns seconds per run where many clients send requests, each the next when the last was answered."""
+    counts = [0] * clients
     started = time.perf_counter()
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise faults[0]
+
+    async def client(number: int) -> None:
+        while time.perf_counter() - started < 2 * BLOCK_SECONDS or counts[number] == 0:
+            await runner.arun(examples[(number + counts[number]) % len(examples)])
+            counts[number] += 1
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
     return (time.perf_counter() - started) / sum(counts)

@@ -212,8 +212,12 @@ class Activity:
         if not self._wait(self._joined):
             return None
         self._set_alarm()
+        door = self.run.door if self.place == "loop" else None
         try:
-            request = batcher.submit(self.inputs, self._on_told)
+            if door is None:
+                request = batcher.submit(self.inputs, self._on_told)
+            else:
+                request = batcher.submit(self.inputs, partial(door.run, self._on_told), loop=door.loop)
         except Exception as error:  # noqa: BLE001 - closed or full: told as an error of the step
             return partial(self._raised, error) if self._go_on() else None
         self.holding.request = request
@@ -232,7 +236,7 @@ class Activity:
         """Begins an attempt."""
         self.attempts += 1
         self.is_late = False
-        if self.code.planned.batch_rows and self.code.kind == "function" and self.code.skill.batchable:
+        if self.code.is_joined:
             return self._join
         self.start_ns = perf_counter_ns()
         if self.code.turn is None or self.code.uses_process:
@@ -399,10 +403,7 @@ class Activity:
     def _hand_over(self, stage: Stage) -> None:
         with self.run.lock:
             self.phase, self.stage = WAITING, stage
-        if self.run.error is not None:
-            self.stop()
-        else:
-            self.resume()
+        self.stop() if self.run.error is not None else self.resume()
 
     # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -415,8 +416,7 @@ class Activity:
         self.holding.release()
         faults = self.code.check_outputs(outputs, self.extents)
         if faults:
-            error = self._error("returned what it may not", faults)
-            return self._fail(error)
+            return self._fail(self._error("returned what it may not", faults))
         if self.flight is not None:
             flight, self.flight = self.flight, None
             outputs = flight.land(outputs)
@@ -452,8 +452,7 @@ class Activity:
 
     def _raised(self, error: BaseException, how: str = "") -> Stage | None:
         """Tries again, or ends the run."""
-        is_late = self.is_late or isinstance(error, StepTimeout)
-        self.is_late = is_late
+        self.is_late = is_late = self.is_late or isinstance(error, StepTimeout)
         if not isinstance(error, Exception | asyncio.CancelledError):
             return self._fail(error)
         if self.run.error is not None and isinstance(error, asyncio.CancelledError | RunCancelled):

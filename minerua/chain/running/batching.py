@@ -5,6 +5,7 @@ Nobody waits for company: what finds the skill idle runs at once.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import threading
@@ -12,15 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, final
 
 import numpy as np
 
 from minerua.chain.keeping.content import value_digest
+from minerua.chain.running.crew import tell_loop
 from minerua.errors import PoolTimeout, RunCancelled, StepFailed
 
 Done = Callable[[Mapping[str, Any] | None, BaseException | None], Any]
 """Is called once, with the outputs or with what was raised."""
+
+_Loop = asyncio.AbstractEventLoop
+_Told = tuple["Request", Mapping[str, Any] | None, BaseException | None]
 
 _IDLE_SECONDS = 10.0
 """How long a thread without work stays."""
@@ -56,10 +62,10 @@ class BatchStatistics:
 class Request:
     """A call that waits for its turn, runs or is done; made by `Batcher.submit`."""
 
-    __slots__ = ("_batcher", "done", "inputs", "kind", "rows")
+    __slots__ = ("_batcher", "done", "inputs", "kind", "loop", "rows")
 
-    def __init__(self, batcher: Batcher, inputs: Mapping[str, Any], done: Done) -> None:
-        self._batcher, self.inputs, self.done = batcher, inputs, done
+    def __init__(self, batcher: Batcher, inputs: Mapping[str, Any], done: Done, loop: _Loop | None) -> None:
+        self._batcher, self.inputs, self.done, self.loop = batcher, inputs, done, loop
         self.kind, self.rows = _kind_and_rows(inputs)
 
     def cancel(self) -> bool:
@@ -116,15 +122,23 @@ class Batcher:
 
     # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, inputs: Mapping[str, Any], done: Done, *, timeout_seconds: float | None = None) -> Request:
+    def submit(
+        self,
+        inputs: Mapping[str, Any],
+        done: Done,
+        *,
+        timeout_seconds: float | None = None,
+        loop: _Loop | None = None,
+    ) -> Request:
         """Hands in a call; it is made in a thread of the batcher.
 
         Args:
             inputs: Input name → value. Arrays must not change until `done`.
             done: Called once from that thread: `done(outputs, None)` or `done(None, error)`. It must be quick, and must
                 not raise.
-            timeout_seconds: How long to wait while `most_waiting` calls wait; 0 never waits, as a coroutine needs it;
-                `None` waits for ever.
+            timeout_seconds: How long to wait while `most_waiting` calls wait; `None` waits for ever.
+            loop: The event loop that hands it in: nothing is waited for then, and `done` is called in the loop, for all
+                its calls of a batch together.
 
         Returns:
             The call, which can be withdrawn while it waits.
@@ -133,9 +147,9 @@ class Batcher:
             PoolTimeout: If too many calls wait.
             RunCancelled: If the batcher is closed.
         """
-        request = Request(self, inputs, done)
+        request = Request(self, inputs, done, loop)
         with self._lock:
-            self._admit(timeout_seconds)
+            self._admit(timeout_seconds if loop is None else 0.0)
             self._requests += 1
             self._waiting.append(request)
             self._call_worker()
@@ -263,8 +277,7 @@ class Batcher:
         try:
             results = self._run_joined(batch)
         except StepFailed as error:  # the skill breaks its promise; by itself each call would hide that
-            for request in batch:
-                _tell(request.done, None, error)
+            _tell_all([(request, None, error) for request in batch])
         except BaseException:  # noqa: BLE001 - each gets its own error, in its own call
             with self._lock:
                 self._again += len(batch)
@@ -272,16 +285,15 @@ class Batcher:
             for request in batch:
                 self._run_alone(request)
         else:
-            for request, outputs in zip(batch, results, strict=True):
-                _tell(request.done, outputs, None)
+            _tell_all([(request, outputs, None) for request, outputs in zip(batch, results, strict=True)])
 
     def _run_alone(self, request: Request) -> None:
         try:
             outputs = self._call(**request.inputs)
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked for the call
-            _tell(request.done, None, error)
+            _tell_all([(request, None, error)])
         else:
-            _tell(request.done, outputs, None)
+            _tell_all([(request, outputs, None)])
 
     def _run_joined(self, batch: list[Request]) -> list[dict[str, Any]]:
         ends = list(itertools.accumulate(request.rows for request in batch))
@@ -342,8 +354,7 @@ class Batcher:
             threads = list(self._threads)
             self._work.notify_all()
             self._room.notify_all()
-        for request in waiting:
-            _tell(request.done, None, self._closed())
+        _tell_all([(request, None, self._closed()) for request in waiting])
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -374,6 +385,25 @@ class _Answer:
             raise self._error
         outputs: Mapping[str, Any] = self._outputs
         return outputs
+
+
+def _tell_all(answers: list[_Told]) -> None:
+    """Tells what became of calls; those of one event loop together, for a loop that is called once wakes once."""
+    inside: dict[_Loop, list[_Told]] = {}
+    for answer in answers:
+        request, outputs, error = answer
+        if request.loop is None:
+            _tell(request.done, outputs, error)
+        else:
+            inside.setdefault(request.loop, []).append(answer)
+    for loop, several in inside.items():
+        if not tell_loop(loop, partial(_tell_each, several)):
+            _tell_each(several)  # the loop was closed, and what they hold is not given back yet
+
+
+def _tell_each(answers: list[_Told]) -> None:
+    for request, outputs, error in answers:
+        _tell(request.done, outputs, error)
 
 
 def _tell(done: Done, outputs: Mapping[str, Any] | None, error: BaseException | None) -> None:

@@ -121,6 +121,8 @@ class StepCode:
         "frees",
         "has_arrays",
         "inputs",
+        "is_joined",
+        "is_only_joined",
         "is_simple",
         "kept",
         "kind",
@@ -165,23 +167,29 @@ class StepCode:
         check = PortCheck(step.skill.inputs, step.skill.outputs, step.skill.optional)
         self.check_inputs, self.check_outputs = check.inputs, check.outputs
         kinds = (*step.skill.inputs.values(), *step.skill.outputs.values())
+        self.is_joined = bool(planned.batch_rows and self.kind == "function" and self.skill.batchable)
         self.has_arrays = any(isinstance(kind, TensorSpec) for kind in kinds)
         self.turn = turn_of(step.skill)
         self.requirements: Any = None
-        self.is_simple = False
+        self.is_simple = self.is_only_joined = False
         self._has_all_inputs = False
 
     def find_simple(self, sure: Collection[int]) -> None:
-        """Finds out whether the step is a plain call whose inputs are always there."""
+        """Finds out whether the step is a plain call, or one that is only joined, whose inputs are always there."""
         self._has_all_inputs = all(len(port.slots) == 1 and port.slots[0] in sure for port in self.ports)
         self.is_simple = self._is_simple()
+        self.is_only_joined = self.is_joined and self._is_certain()
+
+    def _is_certain(self) -> bool:
+        """Returns whether all that can become of the step is that its call returns or raises, once."""
+        planned, step = self.planned, self.step
+        can_differ = planned.cached or step.when or step.timeout_seconds is not None or step.retry.attempts > 1
+        return self._has_all_inputs and not can_differ and not self.uses_process
 
     def _is_simple(self) -> bool:
-        planned, step = self.planned, self.step
-        has_extras = planned.cached or planned.batch_rows or self.turn is not None or self.requirements is not None
-        can_wait = step.timeout_seconds is not None or step.retry.attempts > 1 or self.uses_process
-        is_plain = self.call is not None and self.kind == "function" and not step.when
-        return bool(is_plain and self._has_all_inputs and not has_extras and not can_wait)
+        has_extras = self.planned.batch_rows or self.turn is not None or self.requirements is not None
+        is_plain = self.call is not None and self.kind == "function"
+        return bool(is_plain and self._is_certain() and not has_extras)
 
     def settle(self, call: Callable[..., Any]) -> None:
         """Takes a model that stays loaded for good: from now on its calls cost what those of a function cost."""
@@ -234,15 +242,16 @@ class UnitCode:
         index: Its place in its program.
         unit: As planned.
         steps: Its steps, made ready.
+        in_loop: Whether its runs are in an event loop.
     """
 
     __slots__ = ("after", "index", "is_simple", "needs", "rank", "steps", "unit", "where")
 
-    def __init__(self, index: int, unit: Unit, steps: tuple[StepCode, ...]) -> None:
+    def __init__(self, index: int, unit: Unit, steps: tuple[StepCode, ...], in_loop: bool) -> None:
         self.index, self.unit, self.steps = index, unit, steps
         self.rank = -unit.priority
         self.is_simple = all(step.is_simple for step in steps)
-        self.where = tuple(_where(step, unit) for step in steps)
+        self.where = tuple(_where(step, unit, in_loop) for step in steps)
         self.needs = 0
         self.after: tuple[UnitCode, ...] = ()
 
@@ -256,8 +265,10 @@ class UnitCode:
         self.find_simple()
 
 
-def _where(step: StepCode, unit: Unit) -> Literal["own", "shared", "loop"]:
+def _where(step: StepCode, unit: Unit, in_loop: bool) -> Literal["own", "shared", "loop"]:
     """Returns who may take up a step: one thread at a time, any, or the event loop."""
+    if in_loop and step.is_joined and not step.planned.cached:
+        return "loop"  # it is only handed in there; the call itself is made in a thread of the batcher
     blocks = step.call is None or step.planned.cached or step.planned.batch_rows or step.uses_process
     if step.kind in ("coroutine", "async generator") and not blocks:
         return "loop"
@@ -272,6 +283,7 @@ class Program:
         plan: The plan.
         outputs: The outputs of the chain that are wanted; `None` for all, and then every step runs.
         prepare: Makes a skill's resources ready for the pool.
+        in_loop: Whether its runs are in an event loop, which then hands in the calls that are joined with others.
 
     Raises:
         ChainError: If the plan does not have every step once after what it needs, or an output is unknown.
@@ -282,6 +294,8 @@ class Program:
         plan: ExecutionPlan,
         outputs: Collection[str] | None = None,
         prepare: Callable[[Mapping[str, int]], Any] | None = None,
+        *,
+        in_loop: bool = False,
     ) -> None:
         graph = self.graph = plan.graph
         self.name = graph.name
@@ -293,14 +307,15 @@ class Program:
         self.inputs = tuple((name, slots.get(Source(None, name), NOWHERE)) for name in graph.inputs)
         self.outputs = tuple((name, tuple(slots[source] for source in wanted[name])) for name in wanted)
         self.steps: dict[str, StepCode] = {}
-        self.units = tuple(self._unit(index, unit, slots, prepare) for index, unit in enumerate(units))
+        self.units = tuple(self._unit(index, unit, slots, prepare, in_loop) for index, unit in enumerate(units))
         self.readers = self._count_readers(len(slots))
         self._wire(graph, slots)
         self.door = PortCheck(graph.inputs, {}, graph.optional)
-        self._is_line = all(unit.where[0] == "own" for unit in self.units) and all(
-            second in first.after for first, second in pairwise(self.units)
-        )
+        follow = all(second in first.after for first, second in pairwise(self.units))
+        self._is_line = follow and all(unit.where[0] == "own" for unit in self.units)
         self._is_plain = False
+        self.is_joined_line = in_loop and follow and all(code.is_only_joined for code in self.steps.values())
+        """Whether its steps follow one another, all of them handed in by the loop."""
         self.has_timeouts = any(s.step.timeout_seconds is not None for s in self.steps.values())
 
     @property
@@ -310,7 +325,7 @@ class Program:
             self._is_plain = all(unit.is_simple for unit in self.units)
         return self._is_plain
 
-    def _unit(self, index: int, unit: Unit, slots: Mapping[Source, int], prepare: Any) -> UnitCode:
+    def _unit(self, index: int, unit: Unit, slots: Mapping[Source, int], prepare: Any, in_loop: bool) -> UnitCode:
         for planned in unit.steps:
             step = planned.step
             path = max((self.steps[need].path for need in step.needs), key=len, default=())
@@ -319,7 +334,7 @@ class Program:
             if prepare is not None and step.skill.resources:
                 code.requirements = prepare(step.skill.resources)
             self.steps[step.name] = code
-        return UnitCode(index, unit, tuple(self.steps[planned.step.name] for planned in unit.steps))
+        return UnitCode(index, unit, tuple(self.steps[planned.step.name] for planned in unit.steps), in_loop)
 
     def _count_readers(self, slots: int) -> list[int]:
         readers = [0] * slots

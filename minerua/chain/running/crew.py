@@ -216,6 +216,15 @@ class LoopDoor:
         """Whether the caller is in this loop."""
         return asyncio._get_running_loop() is self._loop
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop."""
+        return self._loop
+
+    def run(self, task: Callable[..., object], *arguments: object) -> object:
+        """Does something at once, with the context variables of the loop's user; only inside the loop."""
+        return self._context.copy().run(task, *arguments)
+
     def do(self, task: Task) -> None:
         """Does something in the loop, soon.
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -16,6 +17,8 @@ from minerua.chain.running.admission import LOOK_SECONDS, Admission
 from minerua.chain.running.channel import END, Channel
 from minerua.chain.running.compiling import Program
 from minerua.chain.running.crew import LoopDoor, tell_loop
+from minerua.chain.running.failing import run_cancelled
+from minerua.chain.running.in_loop import carry_out_in_thread, carry_out_joined
 from minerua.chain.running.line import Line
 from minerua.chain.running.means import Means
 from minerua.chain.running.partials import Partial
@@ -120,7 +123,8 @@ class ChainExecutor:
     ) -> None:
         self.plan: Final = plan
         self._prepare: Callable[[Mapping[str, int]], Any] | None = None if pool is None else pool.prepare
-        self._programs: dict[frozenset[str] | None, Program] = {None: Program(plan, None, self._prepare)}
+        self._programs: dict[tuple[frozenset[str] | None, bool], Program] = {}
+        self._door = self._program(None).door
         threads = min((os.cpu_count() or 1) + 4, 32) if threads is None else threads
         self._means = Means(plan.graph.name, pool, cache, residency, workers, observers, max(threads, 1))
         self._admission = Admission(max(most_runs, 1), plan.graph.name)
@@ -170,14 +174,20 @@ class ChainExecutor:
             self._admission.leave()
 
     def _run_line(self, line: Line) -> Result:
-        self._runs.add(line)
+        with self._known(line):
+            line.carry_out()
+        return self._result(line)
+
+    @contextmanager
+    def _known(self, run: Run | Line) -> Iterator[None]:
+        """Lets `close` find a run while it is under way."""
+        self._runs.add(run)
         try:
             if self._is_closed:
-                line.stop(self._cancelled("the executor was closed"))
-            line.carry_out()
+                run.stop(self._cancelled("the executor was closed"), hurry=True)
+            yield
         finally:
-            self._runs.discard(line)
-        return self._result(line)
+            self._runs.discard(run)
 
     async def arun(
         self,
@@ -192,16 +202,23 @@ class ChainExecutor:
 
         Cancelling the task that awaits this stops the run. Arguments, result and errors are those of `run`.
         """
-        program, given = self._program(outputs), self._checked(inputs)
+        program, given = self._program(outputs, in_loop=True), self._checked(inputs)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         await self._enter_async(timeout_seconds, cancel)
         try:
+            if deadline is None and cancel is None and (program.is_joined_line or program.is_plain_line):
+                return await self._run_line_in_loop(Line(self._means, program, next(self._numbers), given))
             run, over = self._run_in_loop(program, given)
             with self._watched(run, timeout_seconds, deadline, cancel):
                 await self._await_over(run, over)
             return self._result(run)
         finally:
             self._admission.leave()
+
+    async def _run_line_in_loop(self, line: Line) -> Result:
+        with self._known(line):
+            await (carry_out_joined(line) if line.program.is_joined_line else carry_out_in_thread(line))
+        return self._result(line)
 
     def _run_in_loop(
         self, program: Program, given: Mapping[str, Any], channel: Channel | None = None
@@ -282,7 +299,7 @@ class ChainExecutor:
 
         An iterator that is left early should be closed with `aclose()`; the loop does it when it ends.
         """
-        program, given = self._program(outputs), self._checked(inputs)
+        program, given = self._program(outputs, in_loop=True), self._checked(inputs)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         await self._enter_async(timeout_seconds, cancel)
         channel = Channel(PARTIALS_WAITING)
@@ -320,11 +337,11 @@ class ChainExecutor:
         if not await self._admission.enter_async(timeout_seconds, cancelled):
             raise self._too_late(timeout_seconds)
 
-    def _program(self, outputs: Collection[str] | None) -> Program:
-        key = None if outputs is None else frozenset(outputs)
+    def _program(self, outputs: Collection[str] | None, *, in_loop: bool = False) -> Program:
+        key = (None if outputs is None else frozenset(outputs), in_loop)
         program = self._programs.get(key)
         if program is None:
-            program = Program(self.plan, outputs, self._prepare)
+            program = Program(self.plan, outputs, self._prepare, in_loop=in_loop)
             if len(self._programs) < 64:  # strangers who ask for every subset do not fill the memory
                 self._programs[key] = program
         return program
@@ -334,7 +351,7 @@ class ChainExecutor:
         graph = self.plan.graph
         if type(inputs) is not dict and isinstance(inputs, Mapping):
             inputs = dict(inputs)
-        if self._programs[None].door.inputs(inputs):
+        if self._door.inputs(inputs):
             where = f"an input of the chain {graph.name!r}"
             faults = value_faults(graph.inputs, inputs, where=where, optional=graph.optional)
             raise ChainError(f"chain {graph.name!r} was not given what it takes", faults)
@@ -356,7 +373,7 @@ class ChainExecutor:
         )
 
     def _cancelled(self, why: str) -> RunCancelled:
-        return RunCancelled(f"a run of chain {self.plan.graph.name!r} was cancelled: {why}")
+        return run_cancelled(self.plan.graph.name, why)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

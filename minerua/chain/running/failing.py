@@ -7,7 +7,7 @@ from typing import Any
 
 from minerua.chain.running.compiling import StepCode
 from minerua.chain.writing.ports import found
-from minerua.errors import StepFailed, StepTimeout
+from minerua.errors import MineruaError, RunCancelled, StepFailed, StepTimeout
 
 
 def step_failed(
@@ -40,6 +40,21 @@ def step_failed(
     )
     kind = StepTimeout if timeout else StepFailed
     return kind(message, faults, chain=chain, step=code.name, skill=code.skill_name)
+
+
+def call_failed(chain: str, code: StepCode, inputs: Mapping[str, Any], error: BaseException) -> BaseException:
+    """Returns what ends a run when the call of a step raised: an interrupt as it is."""
+    if not isinstance(error, Exception):
+        return error
+    faults = error.faults if isinstance(error, MineruaError) else ()
+    failed = step_failed(chain, code, raised(error), faults, inputs=inputs)
+    failed.__cause__ = error
+    return failed
+
+
+def run_cancelled(chain: str, why: str) -> RunCancelled:
+    """Returns what ends a run that somebody cancelled."""
+    return RunCancelled(f"a run of chain {chain!r} was cancelled: {why}")
 
 
 def raised(error: BaseException) -> str:

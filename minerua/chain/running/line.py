@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, final
 
@@ -31,7 +31,7 @@ class Line:
 
     __slots__ = (
         *("_flag", "_readers", "channel", "end_ns", "epoch_ns", "error", "is_over", "means", "number", "program"),
-        *("records", "start_ns", "values"),
+        *("records", "start_ns", "values", "when_stopped"),
     )
 
     def __init__(self, means: Means, program: Program, number: int, inputs: Mapping[str, Any]) -> None:
@@ -40,6 +40,7 @@ class Line:
         self.records: list[tuple[Any, ...]] = []
         self.error: BaseException | None = None
         self.is_over = False
+        self.when_stopped: Callable[[], object] | None = None
         self._flag = StopFlag()
         self._readers = program.readers.copy()
         self.epoch_ns, self.start_ns = time.time_ns(), perf_counter_ns()
@@ -62,10 +63,14 @@ class Line:
             raise
         finally:
             current_flag.reset(token)
-            self.is_over, self.end_ns = True, perf_counter_ns()
-            observers = self.means.observers
-            if observers.ended:
-                observers.run_finished(self.number, self.trace(), self.error)
+            self.end()
+
+    def end(self) -> None:
+        """Is over: tells so."""
+        self.is_over, self.end_ns = True, perf_counter_ns()
+        observers = self.means.observers
+        if observers.ended:
+            observers.run_finished(self.number, self.trace(), self.error)
 
     def stop(self, error: BaseException, *, hurry: bool = False) -> None:
         """Ends the run before its next step, and tells the one that is under way; the first error counts."""
@@ -73,6 +78,8 @@ class Line:
         if self.error is None:
             self.error = error
         self._flag.cancelled = True
+        if (tell := self.when_stopped) is not None:
+            tell()
 
     def drop(self, error: BaseException | None = None) -> None:
         """Ends the run after a step that did not end well."""
@@ -89,9 +96,7 @@ class Line:
     def record(self, fields: tuple[Any, ...]) -> None:
         """Takes down what became of a step: the fields of a `Span`."""
         self.records.append(fields)
-        observers = self.means.observers
-        if observers.finished:
-            observers.step_finished(self.number, fields)
+        self.means.tell_finished(self.number, fields)
 
     def trace(self) -> Trace:
         """Returns what happened."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from minerua.chain.keeping.cache import ContentCache
+    from minerua.chain.running.line import Line
     from minerua.chain.running.run import Run
     from minerua.chain.running.workers import WorkerProcesses
     from minerua.kernels.pool import CancelToken, ResourcePool
@@ -56,12 +57,17 @@ class Means:
         self._loop: LoopThread | None = None
         self._given_workers, self._workers = workers, workers
         self._batchers: dict[str, Batcher] = {}
-        self._strays: set[Run] = set()
+        self._strays: set[Run | Line] = set()
 
     def tell_started(self, run_id: int, step: str) -> None:
         """Tells the observers, if there are any, that a step is called."""
         if self.observers.started:
             self.observers.step_started(run_id, step)
+
+    def tell_finished(self, run_id: int, record: tuple[Any, ...]) -> None:
+        """Tells them that it ended; takes the fields of its span."""
+        if self.observers.finished:
+            self.observers.step_finished(run_id, record)
 
     def own_loop(self) -> asyncio.AbstractEventLoop:
         """Returns the event loop for coroutines of runs that are not in one."""
@@ -125,7 +131,24 @@ class Means:
         with self._changed:
             self._strays.add(run)
 
-    def forget_stray(self, run: Run) -> None:
+    def leave_behind(self, line: Line) -> None:
+        """Remembers a run whose caller went, if a thread is still at it; another thread may work meanwhile."""
+        with self._changed:
+            if line.is_over:
+                return
+            self._strays.add(line)
+        self.crew.lend(1)
+
+    def take_back(self, line: Line) -> bool:
+        """The thread is done with it; returns whether its caller had gone."""
+        with self._changed:
+            was_left = line in self._strays
+        if was_left:
+            self.crew.lend(-1)
+            self.forget_stray(line)
+        return was_left
+
+    def forget_stray(self, run: Run | Line) -> None:
         """The last step of such a run ended."""
         with self._changed:
             self._strays.discard(run)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minerua.chain.running.compiling import StepCode, UnitCode, shared
-from minerua.chain.running.failing import raised, step_failed
+from minerua.chain.running.failing import call_failed, step_failed
 from minerua.chain.running.gathering import ABSENT
-from minerua.errors import MineruaError
 
 if TYPE_CHECKING:
     from minerua.chain.running.line import Line
@@ -45,10 +44,8 @@ def do_plain(run: Run | Line, unit: UnitCode, place: str, wait_ns: int) -> bool:
 
 def _call(run: Run | Line, code: StepCode, place: str, wait_ns: int) -> BaseException | None:
     """Calls a skill and keeps what it returns; returns what went wrong."""
-    values, observers = run.values, run.means.observers
-    inputs = code.constants.copy()
-    for port, slot in code.inputs:
-        inputs[port] = values[slot]
+    observers = run.means.observers
+    inputs = inputs_of(run, code)
     extents: dict[str, int] | None = {} if code.has_arrays else None
     faults = code.check_inputs(inputs, extents)
     if faults:
@@ -60,7 +57,7 @@ def _call(run: Run | Line, code: StepCode, place: str, wait_ns: int) -> BaseExce
         outputs = code.call(**inputs)  # type: ignore[misc]  # a plain call has one
     except BaseException as error:  # noqa: BLE001 - it is the step's, and ends the run; an interrupt passes through
         _record_failure(run, code, place, start, wait_ns)
-        return _error(run, code, inputs, error)
+        return call_failed(run.program.name, code, inputs, error)
     end = perf_counter_ns()
     faults = code.check_outputs(outputs, extents)
     if faults:
@@ -68,12 +65,7 @@ def _call(run: Run | Line, code: StepCode, place: str, wait_ns: int) -> BaseExce
         return step_failed(run.program.name, code, "returned what it may not", faults, inputs=inputs)
     if run.channel is not None:
         run.emit(code, outputs, last=True)
-    for port, slot in code.kept:
-        if slot >= 0:
-            value = outputs[port]
-            values[slot] = shared(value) if isinstance(value, _ndarray) else value
-    for slot in code.frees:
-        values[slot] = ABSENT
+    keep(run, code, outputs)
     record = (code.unit, code.name, code.skill_name, place, start, end, 0, wait_ns, 1, False, 0, "ok")
     run.records.append(record)
     if observers.finished:
@@ -81,14 +73,23 @@ def _call(run: Run | Line, code: StepCode, place: str, wait_ns: int) -> BaseExce
     return None
 
 
-def _error(run: Run | Line, code: StepCode, inputs: Mapping[str, Any], error: BaseException) -> BaseException:
-    """Returns what ends the run when a skill raised."""
-    if not isinstance(error, Exception):
-        return error
-    faults = error.faults if isinstance(error, MineruaError) else ()
-    failed = step_failed(run.program.name, code, raised(error), faults, inputs=inputs)
-    failed.__cause__ = error
-    return failed
+def inputs_of(run: Run | Line, code: StepCode) -> dict[str, Any]:
+    """Returns what the skill of a step is called with; all of it is there."""
+    inputs, values = code.constants.copy(), run.values
+    for port, slot in code.inputs:
+        inputs[port] = values[slot]
+    return inputs
+
+
+def keep(run: Run | Line, code: StepCode, outputs: Mapping[str, Any]) -> None:
+    """Keeps what somebody will read of the outputs, and forgets what only this step read."""
+    values = run.values
+    for port, slot in code.kept:
+        if slot >= 0:
+            value = outputs[port]
+            values[slot] = shared(value) if isinstance(value, _ndarray) else value
+    for slot in code.frees:
+        values[slot] = ABSENT
 
 
 def _record_failure(run: Run | Line, code: StepCode, place: str, start: int, wait_ns: int) -> None:

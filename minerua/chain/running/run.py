@@ -348,9 +348,7 @@ class Run:
     def record(self, fields: tuple[Any, ...]) -> None:
         """Takes down what became of a step: the fields of a `Span`."""
         self.records.append(fields)
-        observers = self.means.observers
-        if observers.finished:
-            observers.step_finished(self.number, fields)
+        self.means.tell_finished(self.number, fields)
 
     # ── partial results ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,14 +14,15 @@ import pytest
 
 from minerua.chain.graph import Graph, Step
 from minerua.chain.plan import ExecutionPlan
-from minerua.chain.planning.optimizer import ChainOptimizer
+from minerua.chain.planning.measuring import Runner
+from minerua.chain.planning.optimizer import ChainOptimizer, open_executor
 from minerua.chain.planning.profile import Profile
 from minerua.chain.planning.servant import Servant, can_fork
 from minerua.chain.planning.tuning import Candidate, contest, time_plan, winner
 from minerua.errors import ChainError, StepFailed
 from minerua.values import Setup, Skill
 
-from ..naive import THREADS, add, carry_out, graph_of, open_naively, wired
+from ..naive import THREADS, Naive, add, carry_out, graph_of, open_naively, wired
 from .test_optimizer import modalities, report
 
 # ── tuning ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -41,14 +43,14 @@ def sleeping(name: str, seconds: Callable[[Setup], float], **more: Any) -> Skill
 
 
 @contextmanager
-def open_with_setups(plan: ExecutionPlan) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
+def open_with_setups(plan: ExecutionPlan) -> Iterator[Runner]:
     """Runs a plan step after step, with the setups that it asks for."""
     order = [planned for unit in plan.units for planned in unit.steps]
     calls = {p.step.name: p.step.skill.call or p.step.skill.load(p.setup) for p in order}  # type: ignore[misc]
     skills = {p.step.name: Skill(p.step.skill.name, calls[p.step.name], optional=p.step.skill.optional) for p in order}
     steps = tuple(Step(p.step.name, skills[p.step.name], p.step.inputs, when=p.step.when) for p in order)
     graph = Graph("timed", plan.graph.inputs, plan.graph.optional, steps, plan.graph.outputs)
-    yield lambda inputs: carry_out(graph, inputs)
+    yield Naive(lambda inputs: carry_out(graph, inputs))
 
 
 def shared_is_best(setup: Setup) -> float:
@@ -95,8 +97,17 @@ def test_a_chain_is_not_tuned_without_an_example() -> None:
 def test_concurrent_clients_are_timed_by_runs_per_second() -> None:
     skill = sleeping("sleep", lambda _: 2e-3, setups=(Setup(),))
     plan = ExecutionPlan.plain(graph_of(wired("a", skill, {"a": "x"}), outputs={"y": "a.y"}))
-    alone = time_plan(plan, [{"x": 1}], open_with_setups)
-    assert time_plan(plan, [{"x": 1}], open_with_setups, clients=8) < 0.7 * alone
+    alone = time_plan(plan, [{"x": 1}], open_executor)
+    assert time_plan(plan, [{"x": 1}], open_executor, clients=8) < 0.7 * alone
+
+
+def test_concurrent_clients_are_timed_from_inside_an_event_loop_too() -> None:
+    plan = ExecutionPlan.plain(graph_of(wired("a", add(), {"a": "x"}), outputs={"y": "a.y"}))
+
+    async def timed() -> float:
+        return time_plan(plan, [{"x": 1}], open_executor, clients=4)
+
+    assert asyncio.run(timed()) > 0
 
 
 def test_a_fault_of_a_concurrent_client_is_raised() -> None:
@@ -106,9 +117,9 @@ def test_a_fault_of_a_concurrent_client_is_raised() -> None:
         raise LookupError("it went wrong")
 
     @contextmanager
-    def opened_broken(plan: ExecutionPlan) -> Iterator[Callable[[Mapping[str, Any]], Any]]:
+    def opened_broken(plan: ExecutionPlan) -> Iterator[Runner]:
         calls = iter([True])
-        yield lambda inputs: None if next(calls, False) else broken(inputs)
+        yield Naive(lambda inputs: None if next(calls, False) else broken(inputs))
 
     with pytest.raises(LookupError, match="it went wrong"):
         time_plan(plan, [{"x": 1}], opened_broken, clients=2)
