@@ -7,6 +7,7 @@ whoever runs beside them. Plans take turns, so that a slow minute of the machine
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,8 +55,8 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """Seconds per run in its best turn: what disturbs a turn only makes it longer."""
-        return min(self.blocks, default=float("inf"))
+        """Seconds per run, the middle of its three best turns: others make a turn longer, and one may be luck."""
+        return statistics.median_low(sorted(self.blocks)[:3]) if self.blocks else float("inf")
 
 
 def contest(candidates: Sequence[Candidate], time_one: Time, *, seconds: float) -> Candidate:
@@ -172,8 +173,7 @@ def time_plan(
         if clients > 1:
             with ThreadPoolExecutor(1) as aside:  # this thread may have an event loop already
                 return aside.submit(asyncio.run, _throughput(runner, examples, clients)).result()
-        passes = sorted(_passes(runner, examples))
-        return passes[len(passes) // 4]  # the faster half's middle: what disturbs a pass only makes it longer
+        return statistics.median(_passes(runner, examples))  # handing over is quick at times: that is no plan's merit
 
 
 def _passes(runner: Runner, examples: Sequence[Mapping[str, Any]]) -> list[float]:

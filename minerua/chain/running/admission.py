@@ -31,7 +31,8 @@ class Admission:
 
     def __init__(self, most: int, chain: str) -> None:
         self._most, self._chain = most, chain
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[Wake] = deque()
         self._admitted: set[Wake] = set()
         self._inside = 0
@@ -44,7 +45,7 @@ class Admission:
 
     def _enter(self, wake: Wake) -> bool:
         """Enters if there is room and nobody waits; if not, `wake` is called once when it is the caller's turn."""
-        with self._changed:
+        with self._lock:
             self._refuse_if_closed()
             if self._inside < self._most and not self._waiting:
                 self._inside += 1
@@ -58,7 +59,7 @@ class Admission:
 
     def try_enter(self) -> bool:
         """Enters if there is room and nobody waits; by far the most frequent case."""
-        with self._changed:
+        with self._lock:
             is_free = self._inside < self._most and not self._waiting and not self._is_closed
             self._inside += is_free
             return is_free
@@ -128,7 +129,7 @@ class Admission:
         return self._confirm(wake)
 
     def _confirm(self, wake: Wake) -> bool:
-        with self._changed:
+        with self._lock:
             if wake not in self._admitted:
                 self._refuse_if_closed()
             self._admitted.discard(wake)
@@ -136,7 +137,7 @@ class Admission:
 
     def _withdraw(self, wake: Wake) -> None:
         """Waits no longer; gives the room back if it came meanwhile."""
-        with self._changed:
+        with self._lock:
             if wake in self._waiting:
                 self._waiting.remove(wake)
                 return
@@ -147,21 +148,21 @@ class Admission:
 
     def leave(self) -> None:
         """Makes room for the next run."""
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             heir = None
             if self._waiting and self._inside < self._most:
                 heir = self._waiting.popleft()
                 self._admitted.add(heir)
                 self._inside += 1
-            if not self._inside:
+            if self._is_closed and not self._inside:
                 self._changed.notify_all()
         if heir is not None and heir() is False:
             self._withdraw(heir)
 
     def close(self) -> None:
         """Admits nobody any more; those that wait are told."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             waiting, self._waiting = self._waiting, deque()
         for wake in waiting:

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -124,7 +123,7 @@ class ChainExecutor:
         self.plan: Final = plan
         self._prepare: Callable[[Mapping[str, int]], Any] | None = None if pool is None else pool.prepare
         self._programs: dict[tuple[frozenset[str] | None, bool], Program] = {}
-        self._door = self._program(None).door
+        self._whole = self._program(None)
         threads = min((os.cpu_count() or 1) + 4, 32) if threads is None else threads
         self._means = Means(plan.graph.name, pool, cache, residency, workers, observers, max(threads, 1))
         self._admission = Admission(max(most_runs, 1), plan.graph.name)
@@ -159,9 +158,10 @@ class ChainExecutor:
             RunCancelled: If it was cancelled, or the executor closed.
             BaseException: An interrupt, wherever it happened, after everything is released.
         """
-        program, given = self._program(outputs), self._checked(inputs)
+        program, given = self._whole if outputs is None else self._program(outputs), self._checked(inputs)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        self._enter(timeout_seconds, cancel)
+        if not self._admission.try_enter():
+            self._enter(timeout_seconds, cancel)
         try:
             if deadline is None and cancel is None and program.is_plain_line:
                 return self._run_line(Line(self._means, program, next(self._numbers), given))
@@ -174,20 +174,18 @@ class ChainExecutor:
             self._admission.leave()
 
     def _run_line(self, line: Line) -> Result:
-        with self._known(line):
+        self._note(line)
+        try:
             line.carry_out()
+        finally:
+            self._runs.discard(line)
         return self._result(line)
 
-    @contextmanager
-    def _known(self, run: Run | Line) -> Iterator[None]:
+    def _note(self, run: Run | Line) -> None:
         """Lets `close` find a run while it is under way."""
         self._runs.add(run)
-        try:
-            if self._is_closed:
-                run.stop(self._cancelled("the executor was closed"), hurry=True)
-            yield
-        finally:
-            self._runs.discard(run)
+        if self._is_closed:
+            run.stop(self._cancelled("the executor was closed"), hurry=True)
 
     async def arun(
         self,
@@ -216,8 +214,11 @@ class ChainExecutor:
             self._admission.leave()
 
     async def _run_line_in_loop(self, line: Line) -> Result:
-        with self._known(line):
+        self._note(line)
+        try:
             await (carry_out_joined(line) if line.program.is_joined_line else carry_out_in_thread(line))
+        finally:
+            self._runs.discard(line)
         return self._result(line)
 
     def _run_in_loop(
@@ -279,8 +280,8 @@ class ChainExecutor:
                     while (partial := channel.get()) is not END:
                         yield partial
                 finally:
-                    channel.end(drop=True)
                     self._stop_if_open(run)
+                    channel.end(drop=True)  # after it, so that no step that waited for room goes on
                     run.wait()
             self._result(run)
         finally:
@@ -312,8 +313,8 @@ class ChainExecutor:
                     while (partial := await channel.get_async()) is not END:
                         yield partial
                 finally:
-                    channel.end(drop=True)
                     self._stop_if_open(run)
+                    channel.end(drop=True)  # after it, so that no step that waited for room goes on
                     await over.wait()
             self._result(run)
         finally:
@@ -351,7 +352,7 @@ class ChainExecutor:
         graph = self.plan.graph
         if type(inputs) is not dict and isinstance(inputs, Mapping):
             inputs = dict(inputs)
-        if self._door.inputs(inputs):
+        if self._whole.door.inputs(inputs):
             where = f"an input of the chain {graph.name!r}"
             faults = value_faults(graph.inputs, inputs, where=where, optional=graph.optional)
             raise ChainError(f"chain {graph.name!r} was not given what it takes", faults)
@@ -421,9 +422,7 @@ class _Watch:
         self._alarm: Any = None
 
     def __enter__(self) -> None:
-        self._executor._runs.add(self._run)
-        if self._executor._is_closed:
-            self._run.stop(self._executor._cancelled("the executor was closed"), hurry=True)
+        self._executor._note(self._run)
         if self._deadline is not None:
             left = max(self._deadline - time.monotonic(), 0.0)
             self._alarm = self._executor._means.clock.after(left, self._on_late)

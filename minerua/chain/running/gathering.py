@@ -26,7 +26,8 @@ def beginning(program: Program, inputs: Mapping[str, Any]) -> list[Any]:
     values: list[Any] = [ABSENT] * len(program.readers)
     for name, slot in program.inputs:
         if slot != NOWHERE and name in inputs:
-            values[slot] = shared(inputs[name])
+            value = inputs[name]
+            values[slot] = shared(value) if isinstance(value, np.ndarray) else value
     return values
 
 
@@ -35,11 +36,12 @@ def outputs_of(program: Program, values: Sequence[Any]) -> tuple[dict[str, Any],
     there: dict[str, Any] = {}
     absent: list[str] = []
     for name, slots in program.outputs:
-        value = next((values[slot] for slot in slots if values[slot] is not ABSENT), ABSENT)
-        if value is ABSENT:
-            absent.append(name)
+        for slot in slots:
+            if values[slot] is not ABSENT:
+                there[name] = values[slot]
+                break
         else:
-            there[name] = value
+            absent.append(name)
     return there, tuple(absent)
 
 

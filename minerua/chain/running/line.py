@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @final
-class Line:
-    """The state of such a run; one thread works on it, others may stop it.
+class Line(StopFlag):
+    """The state of such a run and the flag that its steps look at; one thread works on it, others may stop it.
 
     Args:
         means: What all runs of an executor share.
@@ -30,7 +30,7 @@ class Line:
     """
 
     __slots__ = (
-        *("_flag", "_readers", "channel", "end_ns", "epoch_ns", "error", "is_over", "means", "number", "program"),
+        *("_readers", "channel", "end_ns", "epoch_ns", "error", "is_over", "means", "number", "program"),
         *("records", "start_ns", "values", "when_stopped"),
     )
 
@@ -41,7 +41,7 @@ class Line:
         self.error: BaseException | None = None
         self.is_over = False
         self.when_stopped: Callable[[], object] | None = None
-        self._flag = StopFlag()
+        self.cancelled = False
         self._readers = program.readers.copy()
         self.epoch_ns, self.start_ns = time.time_ns(), perf_counter_ns()
         self.end_ns = self.start_ns
@@ -53,7 +53,7 @@ class Line:
             BaseException: An interrupt between two steps.
         """
         place = threading.current_thread().name
-        token = current_flag.set(self._flag)
+        token = current_flag.set(self)
         try:
             for unit in self.program.units:
                 if not do_plain(self, unit, place, 0):
@@ -77,7 +77,7 @@ class Line:
         del hurry  # nobody waits for anything here
         if self.error is None:
             self.error = error
-        self._flag.cancelled = True
+        self.cancelled = True
         if (tell := self.when_stopped) is not None:
             tell()
 

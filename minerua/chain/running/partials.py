@@ -75,6 +75,8 @@ async def last_of_async(run: Run, code: StepCode, partials: AsyncGenerator[Any, 
         async for later in partials:
             if outputs is not ABSENT:
                 await run.emit_async(code, outputs, last=False)
+            if run.error is not None:
+                break
             outputs = later
     finally:
         await partials.aclose()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import final
 
 
-@final
 class StopFlag:
     """Is set once, when a run ends before its steps do."""
 
