@@ -24,18 +24,21 @@ import cma
 import minerua_digits
 import numpy as np
 import scipy.stats
+import yaml
 
 from minerua.evaluation import Evaluation
 from minerua.evolution import read_journal
 from minerua.evolution.journal import decode_outcome
+from minerua.learning import plugin
 from minerua.merge import methods
 from minerua.merge.methods.layer_match import match_layers
 from minerua.merge.methods.means import regmean
 from minerua.registry import Registry
 from minerua.run import Prepared, execute, prepare
 from minerua.run.demo import write_demo
+from minerua.run.train import execute_training
 from minerua.values import MergeInputs, Scores
-from minerua.weights import apply, dense
+from minerua.weights import apply, dense, open_checkpoint
 
 SEEDS = 16
 EVALUATIONS = 1200
@@ -192,17 +195,27 @@ def searched_rows(world: World, seed: int, evaluations: int) -> dict[str, Accura
     return rows
 
 
-def plain_rows(world: World, seed: int) -> dict[str, Accuracy]:
-    """Returns every row that searches for nothing."""
+def tuned_on_all(run_file: Path, registry: Registry, seed: int) -> Mapping[str, np.ndarray]:
+    """Returns a fine-tune of the base on all views, learned as the experts are: the reference above every merge."""
+    content = yaml.safe_load(run_file.with_name("views.yaml").read_text())
+    del content["experts"]
+    content["data"]["settings"] = dict.fromkeys(minerua_digits.VIEWS, minerua_digits.LEARNED_IMAGES)
+    training_file = run_file.with_name("all.yaml")
+    training_file.write_text(yaml.safe_dump(content | {"seed": 1000 * seed + 999}))
+    (learned,) = execute_training(training_file, registry=registry)
+    return apply(open_checkpoint(learned.model), {})
+
+
+def plain_rows(world: World, tuned: Mapping[str, np.ndarray]) -> dict[str, Accuracy]:
+    """Returns every row that searches for nothing; `tuned` is the fine-tune on all views."""
     K = len(world.vectors)
     base = apply(world.prepared.base, {})
-    views = list(minerua_digits.VIEWS)
     models = {
         "base": base,
         **{f"expert: {e.name}": apply(world.prepared.base, e.task_vector) for e in world.prepared.experts},
         "mean of task vectors": world.child(np.full(K, 1 / K)),
         "RegMean": world.regmean(np.ones(K)),
-        "fine-tuning on all data (reference)": minerua_digits.learn_expert(base, views, seed=1000 * seed + 999),
+        "fine-tuning on all data (reference)": tuned,
     }
     return {name: world.score(tensors, "test", name) for name, tensors in models.items()}
 
@@ -227,11 +240,11 @@ def cycleqd_rows(run_file: Path, registry: Registry, variant: str, evaluations: 
 
 def rows_of_seed(seed: int, evaluations: int) -> dict[str, Accuracy]:
     """Returns every row's test accuracy per task, for one seed."""
-    registry = Registry.of(minerua_digits, methods)
+    registry = Registry.of(minerua_digits, methods, plugin)
     with tempfile.TemporaryDirectory() as folder:
         run_file = write_demo(Path(folder), registry=registry, seed=seed, evaluations=1, variant="minerua")
         world = World(prepare(run_file, registry))
-        rows = plain_rows(world, seed) | searched_rows(world, seed, evaluations)
+        rows = plain_rows(world, tuned_on_all(run_file, registry, seed)) | searched_rows(world, seed, evaluations)
         for variant in ("paper", "repo", "minerua"):
             rows |= cycleqd_rows(run_file, registry, variant, evaluations)
     return rows

@@ -113,9 +113,8 @@ class LearningPipeline:
         if devices.is_first:
             checkpoints.clean()
         trainer = ModelTrainer(self.config, prepared.parts(checkpoints), self._observers)
-        torch.default_generator.manual_seed(mixed(self.config.seed, devices.rank, _RANDOM))
-        if devices.device.type == "cuda":
-            torch.cuda.manual_seed(mixed(self.config.seed, devices.rank, _RANDOM))
+        # once more: of several runs in one process only the first imports all of torch, which draws a number or two
+        _seed(mixed(self.config.seed, devices.rank, _RANDOM), devices)
         opened, notes = devices.in_turn(checkpoints.newest)
         if opened is not None:
             notes = notes + trainer.restore(opened)
@@ -237,18 +236,21 @@ def learn(
 def _own_generators(seed: int, devices: DeviceManager) -> Iterator[None]:
     """Seeds the global generators for a run, and gives them back as they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    word = mixed(seed, _RANDOM)
-    random.seed(word)
-    np.random.seed(word & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(word)
-    if devices.device.type == "cuda":
-        torch.cuda.manual_seed(word)
+    _seed(mixed(seed, _RANDOM), devices)
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def _seed(word: int, devices: DeviceManager) -> None:
+    random.seed(word)
+    np.random.seed(word & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(word)
+    if devices.device.type == "cuda":
+        torch.cuda.manual_seed(word)
 
 
 @contextlib.contextmanager

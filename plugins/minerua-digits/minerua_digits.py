@@ -1,4 +1,4 @@
-"""Three skills over scikit-learn's handwritten digits: base, experts, evaluators and a model, through public hooks."""
+"""Three skills over scikit-learn's handwritten digits: images, evaluators and a model, through public hooks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minerua import EvaluatorSpec, ModelSpec, Skill, hookimpl
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 LAYERS = (64, 128, 128, 10)
 LEARNED_IMAGES = 900  # of 1,797; the rest are items
-GLIMPSES = 200  # images of each view that the base has seen
 
 VIEWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "rotated": lambda images: images.swapaxes(1, 2)[:, ::-1],  # a quarter turn
@@ -25,6 +23,9 @@ VIEWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored": lambda images: images[:, :, ::-1],
 }
 """What each skill does to images of shape (n, 8, 8) with values in [0, 1]."""
+
+SHOWN = ("upright", *VIEWS)
+"""What a network can learn from: images as they are, and each view of them."""
 
 
 @lru_cache(maxsize=1)
@@ -92,6 +93,21 @@ class _Network:
             return _forward(self.tensors, torch.as_tensor(images), seen)
 
 
+def _module() -> torch.nn.Module:
+    """Returns the network with fresh weights, to be learned."""
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(LAYERS))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return _forward(dict(self.named_parameters()), x)
+
+    return Network()
+
+
 def _activations(model: _Network, inputs: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the inputs of every layer, in forward order."""
     seen: dict[str, torch.Tensor] = {}
@@ -132,101 +148,31 @@ def _evaluator(view: str) -> EvaluatorSpec:
 # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _learn(
-    tensors: dict[str, torch.Tensor],
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    steps: int,
-    rate: float,
-    generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    """Returns the weights after some steps of AdamW on batches of 64; the given ones stay as they are."""
-    import torch
-
-    learned = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-    optimizer = torch.optim.AdamW(learned.values(), lr=rate)
-    inputs, digits = torch.from_numpy(x), torch.from_numpy(y)
-    with _one_thread():
-        for _ in range(steps):
-            batch = torch.randint(len(digits), (64,), generator=generator)
-            loss = torch.nn.functional.cross_entropy(_forward(learned, inputs[batch]), digits[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return {name: tensor.detach() for name, tensor in learned.items()}
-
-
-def _initial(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    import torch
-
-    tensors = {}
-    for i, (n, m) in enumerate(pairwise(LAYERS)):
-        bound = n**-0.5
-        tensors[f"layers.{i}.weight"] = torch.empty(m, n).uniform_(-bound, bound, generator=generator)
-        tensors[f"layers.{i}.bias"] = torch.empty(m).uniform_(-bound, bound, generator=generator)
-    return tensors
-
-
-def learn_base(seed: int) -> dict[str, np.ndarray]:
-    """Returns a base that reads upright digits and has glimpsed each view.
+def images_to_learn_from(**counts: int) -> dict[str, Any]:
+    """Returns images with their digits, as views show them.
 
     Args:
-        seed: Seed of the first weights and of the batches.
-    """
-    import numpy as np
-    import torch
-
-    images, digits = _digits()
-    images, digits = images[:LEARNED_IMAGES], digits[:LEARNED_IMAGES]
-    x = np.concatenate([_view("upright", images), *(_view(view, images[:GLIMPSES]) for view in VIEWS)])
-    y = np.concatenate([digits, *(digits[:GLIMPSES] for _ in VIEWS)])
-    generator = torch.Generator().manual_seed(seed)
-    base = _learn(_initial(generator), x, y, steps=400, rate=2e-3, generator=generator)
-    return {name: tensor.numpy() for name, tensor in base.items()}
-
-
-def learn_expert(base: Mapping[str, np.ndarray], views: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """Returns a fine-tune of the base on some views: one for an expert, all for the reference above every merge.
-
-    Args:
-        base: Tensor name → float32 array.
-        views: Names from `VIEWS`.
-        seed: Seed of the batches.
-    """
-    import numpy as np
-    import torch
-
-    images, digits = _digits()
-    x = np.concatenate([_view(view, images[:LEARNED_IMAGES]) for view in views])
-    y = np.concatenate([digits[:LEARNED_IMAGES] for _ in views])
-    generator = torch.Generator().manual_seed(seed)
-    start = {name: torch.tensor(array) for name, array in base.items()}
-    expert = _learn(start, x, y, steps=200 * len(views), rate=1e-3, generator=generator)
-    return {name: tensor.numpy() for name, tensor in expert.items()}
-
-
-def learn_experts(out_dir: str, seed: int) -> dict[str, Any]:
-    """Learns a base and one expert per view, and writes them as safetensors below a folder.
-
-    Args:
-        out_dir: An existing folder; gets `base.safetensors` and `experts/VIEW.safetensors`.
-        seed: Seed of everything random.
+        counts: `upright` or a name from `VIEWS` → how many of the 900 images, the first ones; views that are not named
+            show none.
 
     Returns:
-        `base` and `experts` (view → path), relative to the folder.
-    """
-    from minerua.weights import write_checkpoint
+        `dataset`: `inputs` of shape (n, 64), float32, and `targets` of shape (n,), int64; view after view.
 
-    folder = Path(out_dir)
-    base = learn_base(seed)
-    write_checkpoint(folder / "base.safetensors", base)
-    (folder / "experts").mkdir(exist_ok=True)
-    experts = {}
-    for number, view in enumerate(VIEWS, 1):
-        experts[view] = f"experts/{view}.safetensors"
-        write_checkpoint(folder / experts[view], learn_expert(base, [view], seed=1000 * seed + number))
-    return {"base": "base.safetensors", "experts": experts}
+    Raises:
+        ValueError: If a view is unknown, or would show images that are items; if there is none.
+    """
+    import numpy as np
+
+    if not counts or any(view not in SHOWN or not 1 <= count <= LEARNED_IMAGES for view, count in counts.items()):
+        raise ValueError(
+            f"name one or more of {', '.join(SHOWN)}, each with a count from 1 to {LEARNED_IMAGES} "
+            f"(the other images are items); found {counts}"
+        )
+    images, digits = _digits()
+    shown = [view for view in SHOWN if view in counts]  # in one order, so that the same counts are the same rows
+    inputs = np.concatenate([_view(view, images[: counts[view]]) for view in shown])
+    targets = np.concatenate([digits[: counts[view]] for view in shown])
+    return {"dataset": {"inputs": inputs, "targets": targets}}
 
 
 # ── the hooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,13 +180,15 @@ def learn_experts(out_dir: str, seed: int) -> dict[str, Any]:
 
 @hookimpl
 def minerua_skills() -> list[Skill]:
-    """Provides the skill of learning the experts."""
+    """Provides what the network learns from."""
     return [
         Skill(
-            name="digits-experts",
-            call=learn_experts,
-            inputs={"out_dir": str, "seed": int},
-            outputs={"base": str, "experts": dict},
+            name="digits-images",
+            call=images_to_learn_from,
+            inputs=dict.fromkeys(SHOWN, int),
+            outputs={"dataset": dict},
+            optional=SHOWN,
+            pure=True,
         )
     ]
 
@@ -248,7 +196,7 @@ def minerua_skills() -> list[Skill]:
 @hookimpl
 def minerua_models() -> list[ModelSpec]:
     """Provides the network."""
-    return [ModelSpec(name="digits-mlp", build=_Network, activations=_activations)]
+    return [ModelSpec(name="digits-mlp", build=_Network, activations=_activations, module=_module)]
 
 
 @hookimpl

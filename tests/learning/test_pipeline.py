@@ -15,7 +15,7 @@ import torch
 
 from minerua.errors import CheckpointError, LearningError, StorageError
 from minerua.learning import TrainingConfig, learn
-from minerua.values import LossSpec
+from minerua.values import LossSpec, ModelSpec
 from minerua.weights import open_adapter, open_checkpoint, write_checkpoint
 
 from .worlds import LOSSES, MODELS, OPTIMIZERS, PLAIN, Diary, contents, mlp, pipeline, splits
@@ -39,6 +39,20 @@ def test_two_runs_write_the_same_bytes_and_leave_the_generators_alone(tmp_path: 
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     numpy = np.random.get_state()
     assert (torch.get_rng_state().tolist(), numpy[1].tolist()) == (before[0], before[2])
+
+
+def test_what_is_drawn_while_a_run_is_prepared_changes_no_byte(tmp_path: Path) -> None:
+    """Importing the rest of torch draws as well, in the first run of a process only."""
+    for name, draws in (("first", 3), ("second", 0)):
+
+        def module(draws: int = draws, **settings: Any) -> torch.nn.Module:
+            module = mlp(**settings)
+            for _ in range(draws):
+                random.random(), np.random.rand(), torch.rand(1)
+            return module
+
+        pipeline(models={"mlp": ModelSpec("mlp", build=dict, module=module)}).run(tmp_path / name)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
 def test_a_folder_that_holds_a_run_is_only_entered_to_go_on(tmp_path: Path) -> None:

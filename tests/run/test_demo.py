@@ -1,45 +1,158 @@
-"""The demo: a skill's experts and the recipe become a run file that can be carried out."""
+"""The demo: recipes become files that `minerua train` and `minerua evolve` carry out; the first are learned from."""
 
 import json
+import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import yaml
 
-from minerua import Skill, hookimpl
 from minerua.config import read_yaml, validate
-from minerua.errors import ConfigError
+from minerua.errors import CheckpointError, ConfigError, LearningStopped
+from minerua.learning import plugin as learning
+from minerua.merge import methods
 from minerua.registry import Registry
+from minerua.run import demo as demo_module
 from minerua.run import execute
 from minerua.run.demo import write_demo
+from minerua.run.train import execute_training, read_training
+from minerua.weights import open_checkpoint
+
+VIEWS = ("rotated", "inverted", "mirrored")
+MODELS = ("base/model.safetensors", *(f"views/experts/{view}/model.safetensors" for view in VIEWS))
 
 
-class Learner:
-    """A plugin whose skill learns nothing and says what a learner would."""
+class Demo(NamedTuple):
+    """A demo that was written.
 
-    @hookimpl
-    def minerua_skills(self):
-        def learn(out_dir, seed):
-            (Path(out_dir) / "learned").write_text(str(seed))
-            return {"base": "base.safetensors", "experts": {view: f"experts/{view}.safetensors" for view in "abc"}}
+    Args:
+        folder: Where.
+        registry: What it was learned with.
+        said: What it told who waits.
+    """
 
-        return [Skill("digits-experts", learn)]
+    folder: Path
+    registry: Registry
+    said: list[str]
+
+    def again(self, **changes):
+        settings = {"registry": self.registry, "seed": 7, "evaluations": 4, "variant": "minerua"} | changes
+        return write_demo(self.folder, **settings)
 
 
-def written(folder, **changes):
-    settings = {"registry": Registry.of(Learner()), "seed": 7, "evaluations": 33, "variant": "paper"} | changes
-    return write_demo(folder, **settings)
+@pytest.fixture(scope="module")
+def registry():
+    digits = pytest.importorskip("minerua_digits", reason="the plugin minerua-digits is not installed")
+    return Registry.of(digits, methods, learning)
 
 
-def test_the_recipe_becomes_a_valid_run_file_with_the_experts_in_their_order(tmp_path):
-    said = []
-    run_file = written(tmp_path / "new" / "folder", say=said.append)
-    config, faults = validate(read_yaml(run_file))
+@pytest.fixture(scope="module")
+def demo(registry, tmp_path_factory):
+    folder, said = tmp_path_factory.mktemp("demo") / "new" / "folder", []
+    made = Demo(folder, registry, said)
+    assert made.again(say=said.append) == folder / "run.yaml"
+    return made
+
+
+def files(folder):
+    """Returns path → when and how often it was written, below a folder."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
+
+
+# ── what it writes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_recipes_become_valid_files_with_the_experts_in_the_order_of_the_tasks(demo):
+    config, faults = validate(read_yaml(demo.folder / "run.yaml"))
     assert faults == []
-    assert (config.seed, config.evolution.evaluations, config.evolution.variant) == (7, 33, "paper")
-    assert list(config.experts) == ["a", "b", "c"]
-    assert len(config.tasks) == 3
-    assert (run_file.parent / "learned").read_text() == "7"
-    assert said == ["learning a base and three experts ..."]
+    assert (config.seed, config.evolution.evaluations, config.evolution.variant) == (7, 4, "minerua")
+    assert tuple(config.experts) == VIEWS
+    assert list(config.tasks) == [f"digits-{view}" for view in VIEWS]
+    assert read_training(demo.folder / "base.yaml").seed == 7
+    views = read_training(demo.folder / "views.yaml")
+    assert {view: views.of_expert(view).seed for view in VIEWS} == {"rotated": 7001, "inverted": 7002, "mirrored": 7003}
+    assert demo.said == ["learning a base ...", "learning three experts ..."]
+
+
+def test_the_base_takes_400_steps_and_each_expert_196_and_all_are_what_was_learned_last(demo):
+    for model, steps in zip(MODELS, (400, 196, 196, 196), strict=True):
+        out = (demo.folder / model).parent
+        learned = json.loads((out / "learned.json").read_text())
+        assert (learned["step"], learned["stopped"], learned["skipped_steps"]) == (steps, "all epochs are done", 0)
+        (checkpoint,) = (out / "checkpoints").iterdir()
+        assert checkpoint.name == f"step-{steps:010d}"
+        assert (checkpoint / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_every_expert_records_the_base_that_it_was_learned_from(demo):
+    base, *experts = (open_checkpoint(demo.folder / model) for model in MODELS)
+    assert [expert.metadata["minerua.base"] for expert in experts] == [base.digest] * 3
+    assert "minerua.base" not in base.metadata
+    assert len({expert.digest for expert in experts} | {base.digest}) == 4
+
+
+def test_training_its_files_again_leaves_the_same_bytes(demo, tmp_path):
+    execute_training(demo.folder / "base.yaml", registry=demo.registry, out=tmp_path / "base")
+    execute_training(demo.folder / "views.yaml", registry=demo.registry, out=tmp_path / "views")
+    learned = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    assert {*map(Path, MODELS)} < {*learned}
+    for path in learned:
+        assert (tmp_path / path).read_bytes() == (demo.folder / path).read_bytes(), path
+
+
+def test_an_expert_of_a_strange_base_is_refused(demo, tmp_path):
+    content = yaml.safe_load((demo.folder / "run.yaml").read_text())
+    content["base"] = str(demo.folder / MODELS[1])
+    content["experts"] = {view: str(demo.folder / model) for view, model in zip(VIEWS, MODELS[1:], strict=True)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        execute(tmp_path / "run.yaml", registry=demo.registry)
+    assert open_checkpoint(demo.folder / MODELS[0]).digest in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_demo_on_real_digits_runs_to_its_end(demo, tmp_path):
+    summary = execute(demo.folder / "run.yaml", registry=demo.registry, out=tmp_path)
+    assert not summary.unfinished
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert "best" in json.dumps(table)
+    assert {"best.safetensors", "report.html", "archives.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+# ── a second time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_demo_that_was_stopped_before_its_run_file_goes_on_with_what_was_learned(demo):
+    before = files(demo.folder / "base")
+    (demo.folder / "run.yaml").unlink()
+    demo.again(evaluations=5)
+    assert files(demo.folder / "base") == before
+    config, _ = validate(read_yaml(demo.folder / "run.yaml"))
+    assert config.evolution.evaluations == 5
+
+
+def test_what_was_learned_with_another_seed_is_not_taken_for_this_one_s(registry, tmp_path):
+    demo = Demo(tmp_path, registry, [])
+    demo_module._fill(tmp_path / "base.yaml", "digits-base", seed=1)
+    execute_training(tmp_path / "base.yaml", registry=registry, settings=["epochs=1"])
+    with pytest.raises(CheckpointError, match="holds the finished run of another configuration") as caught:
+        demo.again(seed=2)
+    assert "seed: the checkpoint has 1, this run has 2" in caught.value.faults
+    assert not (tmp_path / "run.yaml").exists()
+
+
+def test_a_signal_while_it_learns_says_how_to_go_on(registry, tmp_path, monkeypatch):
+    def stopped(path, **settings):
+        raise LearningStopped("stopped by SIGINT after step 3; --resume goes on", signal=signal.SIGINT)
+
+    monkeypatch.setattr(demo_module, "execute_training", stopped)
+    with pytest.raises(
+        LearningStopped, match=r"stopped while it learned what .*base\.yaml asks for; the same command goes on"
+    ) as caught:
+        Demo(tmp_path, registry, []).again()
+    assert caught.value.signal == signal.SIGINT
+    assert not (tmp_path / "run.yaml").exists()
 
 
 @pytest.mark.parametrize("left", ["run.yaml", "journal.jsonl"])
@@ -49,7 +162,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, left):
     with pytest.raises(
         ConfigError, match=r"already holds a run: continue it with `minerua evolve .*run\.yaml --resume`"
     ):
-        written(tmp_path, say=said.append)
+        Demo(tmp_path, Registry.of(), said).again(say=said.append)
     assert [path.name for path in tmp_path.iterdir()] == [left]
     assert (tmp_path / left).read_text() == "mine"
     assert said == []
@@ -57,32 +170,6 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path, left):
 
 def test_without_the_skill_the_package_is_named(tmp_path):
     with pytest.raises(ConfigError, match="the demo needs the package minerua-digits: pip install") as caught:
-        written(tmp_path, registry=Registry.of())
-    assert caught.value.faults == ("no skill is named 'digits-experts'. Known: none",)
+        Demo(tmp_path / "demo", Registry.of(methods, learning), []).again()
+    assert caught.value.faults == ("no skill is named 'digits-images'. Known: none",)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_skill_that_must_be_loaded_first_is_refused(tmp_path):
-    class Loaded:
-        @hookimpl
-        def minerua_skills(self):
-            return [Skill("digits-experts", load=lambda setup: dict)]
-
-    with pytest.raises(ConfigError, match="the demo needs a skill 'digits-experts' with a call, found one"):
-        written(tmp_path, registry=Registry.of(Loaded()))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_demo_on_real_digits_runs_to_its_end(tmp_path):
-    minerua_digits = pytest.importorskip("minerua_digits", reason="the plugin minerua-digits is not installed")
-    from minerua.merge import methods
-
-    registry = Registry.of(minerua_digits, methods)
-    summary = execute(
-        write_demo(tmp_path, registry=registry, seed=0, evaluations=4, variant="minerua"), registry=registry
-    )
-    assert not summary.unfinished
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert "best" in json.dumps(table)
-    assert {"best.safetensors", "report.html", "archives.json"} <= {path.name for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""The digits plugin through its hooks: what the views are, what the items are, what is learned, what fails."""
+"""The digits plugin through its hooks: what the views are, what the items are, what is learned from, what fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import minerua_digits as plugin
 import numpy as np
 import pytest
 
+from minerua.errors import LearningError
 from minerua.evaluation import Evaluation, deal
+from minerua.learning import LearningPipeline, TrainingConfig
+from minerua.learning import plugin as learning
 from minerua.registry import Registry
 from minerua.values import Failure, Scores
 from minerua.weights import open_checkpoint
@@ -27,14 +30,59 @@ MODEL = plugin.minerua_models()[0]
 EVALUATORS = {spec.name.removeprefix("digits-"): spec for spec in plugin.minerua_evaluators()}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return plugin.learn_base(seed=0)
+def pipeline(counts, *, epochs, rate, seed=0, base=None):
+    """What learns the network from images; counts: view → how many."""
+    registry = Registry.of(plugin, learning)
+    content = {
+        "seed": seed,
+        "model": {"name": "digits-mlp", "base": base},
+        "data": {
+            "skill": "digits-images",
+            "settings": counts,
+            "labels": {"classes": 10},
+            "split": {"train": 1, "validation": 0, "test": 0},
+        },
+        "loss": "cross-entropy",
+        "optimizer": {"rate": rate},
+        "epochs": epochs,
+        "batch_size": 60,
+        "save_every_steps": 10_000,
+        "evaluate_every_steps": 10_000,
+        "device": {"name": "cpu", "threads": 1},
+    }
+    return LearningPipeline(
+        TrainingConfig.read(content),
+        models=registry.models,
+        optimizers=registry.optimizers,
+        losses=registry.losses,
+        skills=registry.skills,
+    )
+
+
+def tensors(learned):
+    checkpoint = open_checkpoint(learned.model)
+    return {name: np.array(checkpoint.tensor(name)) for name in checkpoint.specs}
 
 
 @pytest.fixture(scope="module")
-def experts(base):
-    return {view: plugin.learn_expert(base, [view], seed=k) for k, view in enumerate(plugin.VIEWS, 1)}
+def base_run(tmp_path_factory):
+    counts = {"upright": 900, "rotated": 200, "inverted": 200, "mirrored": 200}
+    return pipeline(counts, epochs=16, rate=2e-3).run(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def base(base_run):
+    return tensors(base_run)
+
+
+@pytest.fixture(scope="module")
+def experts(base_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    runs = {
+        view: pipeline({view: 900}, epochs=13, rate=1e-3, seed=k, base=str(base_run.model)).run(folder / view)
+        for k, view in enumerate(plugin.VIEWS, 1)
+    }
+    return {view: tensors(run) for view, run in runs.items()}
 
 
 def accuracy(tensors, view):
@@ -94,24 +142,69 @@ def test_an_evaluator_answers_one_outcome_per_id_in_their_order(experts):
 # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def images_to_learn_from(**counts):
+    (skill,) = plugin.minerua_skills()
+    made = skill.call(**counts)
+    assert {name: type(value) for name, value in made.items()} == dict(skill.outputs)
+    return made["dataset"]["inputs"], made["dataset"]["targets"]
+
+
+def test_the_images_to_learn_from_are_the_first_ones_as_each_view_shows_them():
+    inputs, targets = images_to_learn_from(rotated=900, mirrored=3)
+    images, digits = plugin._digits()
+    assert (inputs.shape, inputs.dtype, targets.dtype) == ((903, 64), np.float32, np.int64)
+    np.testing.assert_array_equal(inputs[:900], plugin.VIEWS["rotated"](images[:900]).reshape(900, 64))
+    np.testing.assert_array_equal(inputs[900:], plugin.VIEWS["mirrored"](images[:3]).reshape(3, 64))
+    np.testing.assert_array_equal(targets, [*digits[:900], *digits[:3]])
+
+
+def test_the_order_in_which_views_are_named_does_not_matter():
+    np.testing.assert_array_equal(
+        images_to_learn_from(upright=2, inverted=1)[0], images_to_learn_from(inverted=1, upright=2)[0]
+    )
+
+
+def test_no_image_to_learn_from_is_an_item():
+    inputs, _ = images_to_learn_from(**dict.fromkeys(plugin.SHOWN, 900))
+    shown = {row.tobytes() for row in inputs}
+    for spec in EVALUATORS.values():
+        assert shown.isdisjoint(row.tobytes() for row in spec.inputs(spec.items()))
+
+
+@pytest.mark.parametrize("counts", [{}, {"rotated": 901}, {"upright": 900, "rotated": 0}, {"sideways": 5}])
+def test_counts_that_would_show_items_or_nothing_are_refused(tmp_path, counts):
+    known = "name one or more of upright, rotated, inverted, mirrored, each with a count from 1 to 900"
+    with pytest.raises(LearningError, match="the run cannot begin") as caught:
+        pipeline(counts, epochs=1, rate=1e-3).run(tmp_path)
+    (fault,) = caught.value.faults
+    assert known in fault
+    assert f"(the other images are items); found {counts}" in fault
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_network_that_is_learned_is_the_one_that_is_evaluated(base):
+    import torch
+
+    module = MODEL.module()
+    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == SHAPES
+    module.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in base.items()})
+    inputs = EVALUATORS["rotated"].inputs(["image-900", "image-1000"])
+    with torch.no_grad():
+        np.testing.assert_allclose(module(torch.from_numpy(inputs)), MODEL.build(base)(inputs), rtol=1e-5, atol=1e-5)
+
+
 def test_the_base_has_the_layers_that_the_model_takes(base):
     assert {name: tensor.shape for name, tensor in base.items()} == SHAPES
     assert {tensor.dtype for tensor in base.values()} == {np.dtype("float32")}
 
 
-def test_the_same_seed_learns_the_same_weights_bit_for_bit_and_another_seed_others(base, experts):
-    again, other = plugin.learn_base(seed=0), plugin.learn_base(seed=1)
-    assert {name: tensor.tobytes() for name, tensor in again.items()} == {n: t.tobytes() for n, t in base.items()}
-    assert other["layers.1.weight"].tobytes() != base["layers.1.weight"].tobytes()
-    expert = plugin.learn_expert(base, ["rotated"], seed=1)
-    assert all(expert[name].tobytes() == tensor.tobytes() for name, tensor in experts["rotated"].items())
-
-
-def test_learning_an_expert_leaves_the_base_as_it_is(base):
-    before = {name: tensor.copy() for name, tensor in base.items()}
-    plugin.learn_expert(base, ["inverted"], seed=5)
-    for name, tensor in base.items():
-        np.testing.assert_array_equal(tensor, before[name])
+def test_the_same_seed_learns_the_same_weights_bit_for_bit_and_another_seed_others(tmp_path):
+    first, again, other = (
+        tensors(pipeline({"rotated": 120}, epochs=2, rate=1e-3, seed=seed).run(tmp_path / str(number)))
+        for number, seed in enumerate((0, 0, 1))
+    )
+    assert {name: tensor.tobytes() for name, tensor in again.items()} == {n: t.tobytes() for n, t in first.items()}
+    assert other["layers.1.weight"].tobytes() != first["layers.1.weight"].tobytes()
 
 
 @pytest.mark.parametrize("view", list(plugin.VIEWS))
@@ -119,23 +212,6 @@ def test_an_expert_is_better_at_home_than_the_base_and_worse_abroad(base, expert
     assert accuracy(experts[view], view) > accuracy(base, view) + 0.05
     for abroad in plugin.VIEWS.keys() - {view}:
         assert accuracy(experts[view], abroad) < accuracy(base, abroad) - 0.05
-
-
-def test_the_skill_writes_checkpoints_that_can_be_opened_and_names_them(tmp_path):
-    (skill,) = plugin.minerua_skills()
-    written = skill.call(out_dir=str(tmp_path), seed=3)
-    assert written == {
-        "base": "base.safetensors",
-        "experts": {view: f"experts/{view}.safetensors" for view in plugin.VIEWS},
-    }
-    assert {name: type(value) for name, value in written.items()} == dict(skill.outputs)
-    for path in [written["base"], *written["experts"].values()]:
-        assert {name: spec.shape for name, spec in open_checkpoint(tmp_path / path).specs.items()} == SHAPES
-    assert len({open_checkpoint(tmp_path / path).digest for path in written["experts"].values()}) == 3
-    learned = plugin.learn_base(seed=3)
-    np.testing.assert_array_equal(
-        open_checkpoint(tmp_path / "base.safetensors").tensor("layers.2.bias"), learned["layers.2.bias"]
-    )
 
 
 # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,7 +281,7 @@ print(json.dumps([plugin.distribution, plugin.status, plugin.reason, dict(plugin
     distribution, status, reason, provides, heavy = json.loads(done.stdout)
     assert (distribution, status, reason) == ("minerua-digits", "ok", None)
     assert {hook: sorted(names) for hook, names in provides.items()} == {
-        "minerua_skills": ["digits-experts"],
+        "minerua_skills": ["digits-images"],
         "minerua_models": ["digits-mlp"],
         "minerua_evaluators": ["digits-inverted", "digits-mirrored", "digits-rotated"],
     }
@@ -217,4 +293,4 @@ def test_the_hooks_are_valid_specs_under_the_names_of_the_recipe():
     assert not registry.problems
     assert sorted(registry.evaluators) == ["digits-inverted", "digits-mirrored", "digits-rotated"]
     assert list(registry.models) == ["digits-mlp"]
-    assert list(registry.skills) == ["digits-experts"]
+    assert list(registry.skills) == ["digits-images"]
