@@ -146,7 +146,7 @@ def test_threads_of_openblas_sleep_soon_unless_the_user_says_otherwise(
 
 
 def test_a_defect_of_minerua_keeps_its_traceback(run_python: Any) -> None:
-    broken = "from minerua import cli; cli.load_registry = lambda: 1 / 0; cli.main()"
+    broken = "from minerua.cli import installation, main; installation.load_registry = lambda: 1 / 0; main()"
     done = run_python("-c", broken, "plugins", "check")
     assert done.returncode == 1
     assert "ZeroDivisionError: division by zero" in done.stderr

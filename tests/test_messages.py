@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 READ = 12
 """How many letters in a row of a message a test must expect: about two words."""
 
-PAGES = ("minerua/report/", "minerua/cli.py")
+PAGES = ("minerua/report/", "minerua/cli/")
 """Where texts are pages, tables and help; there only the texts of a `raise` are messages."""
 
 EXCEPTIONS: dict[str, str] = {}
@@ -136,9 +136,15 @@ def is_short_and_read(message: Message, expected: list[str]) -> bool:
 
 
 def all_messages() -> list[Message]:
-    package, plugins = REPOSITORY / "minerua", REPOSITORY / "plugins"
-    paths = [*package.rglob("*.py"), *plugins.glob("*/*.py")]
+    paths = [*(REPOSITORY / "minerua").rglob("*.py"), *plugin_files()]
     return [m for p in sorted(paths) for m in messages(p.read_text("utf-8"), p.relative_to(REPOSITORY).as_posix())]
+
+
+def plugin_files() -> list[Path]:
+    """Returns what plugins ship, wherever it lies in their folders; not their tests, nor what a build left there."""
+    plugins = REPOSITORY / "plugins"
+    aside = {"tests", "build", "dist", ".venv"}
+    return [path for path in plugins.rglob("*.py") if not aside & set(path.relative_to(plugins).parts[1:])]
 
 
 def all_expectations() -> list[str]:
@@ -159,6 +165,12 @@ def test_every_exception_is_still_needed() -> None:
 def test_messages_of_every_room_are_found() -> None:
     rooms = {Path(message.place.partition(":")[0]).parts[1] for message in all_messages()}
     assert {"config.py", "evaluation", "evolution", "kernels", "registry", "report", "run", "weights"} <= rooms
+
+
+def test_messages_of_plugins_are_found_whether_they_are_modules_or_packages() -> None:
+    found = {message.place.rpartition(":")[0] for message in all_messages()}
+    assert {"plugins/minerua-digits/minerua_digits.py", "plugins/minerua-onnx/minerua_onnx/files.py"} <= found
+    assert not [place for place in found if "/tests/" in place]
 
 
 # ── the reader itself ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+from urllib.parse import quote
 
 from minerua.chain.graph import Graph
 from minerua.chain.keeping.residency import ModelResidency
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from minerua.kernels.pool import CancelToken, ResourcePool
 
 PROFILE_SUFFIX = ".profile.json"
+
+
+def profile_path(path: Path) -> Path:
+    """Returns where the profile of a chain lies whose file is at a path: beside it."""
+    return path.with_name(f"{path.stem}{PROFILE_SUFFIX}")
 
 
 class _Managed:
@@ -118,8 +124,8 @@ class SkillChainManager:
 
     def _profile_path(self, name: str, path: str | Path | None) -> Path | None:
         if self._profile_folder is not None:
-            return self._profile_folder / f"{name}{PROFILE_SUFFIX}"
-        return None if path is None else Path(path).with_name(f"{Path(path).stem}{PROFILE_SUFFIX}")
+            return self._profile_folder / f"{quote(name, safe=' ')}{PROFILE_SUFFIX}"  # a name is no path
+        return None if path is None else profile_path(Path(path))
 
     @property
     def chains(self) -> tuple[str, ...]:

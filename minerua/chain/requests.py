@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from minerua.chain.graph import Graph, PortType
 from minerua.chain.planning.passes import requested
 from minerua.chain.writing.chain import SkillChain, SkillTask
+from minerua.chain.writing.checking import MOST_SECONDS
 from minerua.chain.writing.ports import described, dtype_of, short, value_faults
 from minerua.errors import ConfigError, StorageError, unknown
 from minerua.values import TensorSpec
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SHOWN_VALUES = 6
 """How many numbers of an array are shown to a person."""
+
+TRACE_BEGINS = b'{"traceEvents"'
 
 
 # ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -43,16 +48,19 @@ def read_inputs(graph: Graph, texts: Sequence[str]) -> dict[str, Any]:
         ConfigError: If anything is wrong with them; lists all faults.
     """
     faults: list[str] = []
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    unread: set[str] = set()
     for name, text in _pairs(texts, "--input", "image=cat.png", faults):
         if name not in graph.inputs:
             faults.append(f"--input {name}: {unknown('input of the chain', name, tuple(graph.inputs))}")
-        elif name in values:
+        elif name in given or name in unread:
             faults.append(f"--input {name} is given twice; leave one out")
         else:
-            values[name] = _value(name, text, graph.inputs[name], faults)
-    given = {name: value for name, value in values.items() if value is not None}
-    unread = {name for name, value in values.items() if value is None}
+            try:
+                given[name] = _read(text, graph.inputs[name])
+            except (ValueError, OSError, OverflowError, RecursionError) as error:
+                unread.add(name)
+                faults.append(f"--input {name}: {_unreadable(text, graph.inputs[name], error)}")
     wanted = {name: port for name, port in graph.inputs.items() if name not in unread}
     where = f"an input of the chain {graph.name!r}"
     faults += value_faults(wanted, given, where=where, optional=graph.optional)
@@ -70,27 +78,62 @@ def _pairs(texts: Sequence[str], option: str, example: str, faults: list[str]) -
             faults.append(f"{option} {short(text)} has no name and value; write {option} {example}")
 
 
-def _value(name: str, text: str, port: PortType, faults: list[str]) -> Any:
-    """Returns a text as the port wants it; `None`, and a fault, if that cannot be."""
-    try:
-        return _read(text, port)
-    except (ValueError, OSError, OverflowError, EOFError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        faults.append(f"--input {name}: {short(text)} cannot be read as {described(port)}: {reason}")
-        return None
+def _unreadable(text: str, port: PortType, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{short(text, longest=200)} cannot be read as {described(port)}: {reason}"
 
 
 def _read(text: str, port: PortType) -> Any:
     if isinstance(port, TensorSpec):
         return _array(text, dtype_of(port.dtype))
-    return _READERS.get(port, json.loads)(text)
+    return _READERS.get(port, _json)(text)
 
 
 def _array(text: str, dtype: np.dtype[Any] | None = None) -> np.ndarray:
     if text.endswith(".npy"):
-        loaded: np.ndarray = np.load(text, allow_pickle=False)
-        return loaded
-    return np.asarray(json.loads(text), dtype)
+        return _stored_array(text)
+    try:
+        array = np.asarray(json.loads(text), dtype)
+    except (ValueError, TypeError):
+        array = np.asarray(None)
+    if array.dtype == object:
+        raise ValueError("an array is a .npy file, or lists of numbers of equal length, such as [[1, 2.5], [3, 4]]")
+    return array
+
+
+def _stored_array(path: str) -> np.ndarray:
+    magic = np.lib.format.MAGIC_PREFIX
+    with open(path, "rb") as file:
+        if file.read(len(magic)) != magic:  # numpy would take it for a pickle or an archive
+            raise ValueError("the file is no .npy file; numpy.save writes one")
+        file.seek(0)
+        try:
+            loaded: np.ndarray = np.load(file, allow_pickle=False)
+        except (ValueError, SyntaxError, TokenError, MemoryError) as error:  # what damaged headers come to
+            what = "holds Python objects" if "allow_pickle" in str(error) else f"is damaged: {error}"
+            raise ValueError(f"the .npy file {what}; save numbers with numpy.save") from error
+    return loaded
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("write a whole number, such as 3") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("write a number, such as 0.5") from None
 
 
 def _flag(text: str) -> bool:
@@ -100,7 +143,7 @@ def _flag(text: str) -> bool:
 
 
 def _path(text: str) -> Path:
-    if not Path(text).exists():
+    if not text or not Path(text).exists():
         raise ValueError("there is no such file")
     return Path(text)
 
@@ -115,8 +158,8 @@ def _object(text: str) -> Any:
 
 _READERS: dict[type, Callable[[str], Any]] = {
     str: str,
-    int: int,
-    float: float,
+    int: _whole,
+    float: _number,
     bool: _flag,
     Path: _path,
     bytes: lambda text: Path(text).read_bytes(),
@@ -174,6 +217,54 @@ def requested_outputs(graph: Graph, names: Sequence[str] | None) -> tuple[str, .
     return tuple(requested(graph, names)) if names else None
 
 
+def check_timeout(seconds: float | None) -> None:
+    """Makes sure that a time limit is one.
+
+    Args:
+        seconds: What stands behind `--timeout`; `None` for none.
+
+    Raises:
+        ConfigError: If it is no number of seconds that can pass.
+    """
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        wanted = f"expected seconds above 0 and up to {MOST_SECONDS:g}; leave it out to wait for ever"
+        raise ConfigError(f"--timeout is {seconds:g}; {wanted}")
+
+
+def check_place(path: Path, what: str) -> None:
+    """Makes sure that a file can be written, before the work whose result it is to hold; changes nothing.
+
+    Args:
+        path: The file, which may be there already.
+        what: What it is to hold, for messages.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        if path.is_file() or path.is_dir():
+            path.open("r+b").close()
+        elif not path.exists():  # and no pipe or device either, which opening would change
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _unwritable(path, what, error) from error
+
+
+def check_trace(path: Path) -> None:
+    """Makes sure that a trace can be written, and takes the place of nothing but an older trace; changes nothing.
+
+    Raises:
+        StorageError: If it cannot be written.
+        ConfigError: If another file is there.
+    """
+    check_place(path, "trace")
+    if path.is_file():
+        with path.open("rb") as file:
+            found = file.read(len(TRACE_BEGINS))
+        if found not in (b"", TRACE_BEGINS):
+            raise ConfigError(f"--trace {path}: this file is there and is no trace; choose another, or delete it")
+
+
 def write_trace(trace: Trace, path: Path) -> None:
     """Writes what ran when to a file that Chrome's and Perfetto's viewers show.
 
@@ -183,7 +274,11 @@ def write_trace(trace: Trace, path: Path) -> None:
     try:
         path.write_text(json.dumps(trace.chrome()), "utf-8")
     except OSError as error:
-        raise StorageError(f"cannot write the trace {path}: {error.strerror or error}; choose another file") from error
+        raise _unwritable(path, "trace", error) from error
+
+
+def _unwritable(path: Path, what: str, error: OSError) -> StorageError:
+    return StorageError(f"cannot write the {what} {path}: {error.strerror or error}; choose another file")
 
 
 def as_json(value: Any) -> Any:

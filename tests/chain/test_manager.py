@@ -16,7 +16,8 @@ from minerua.chain.planning.optimizer import ChainOptimizer, open_executor
 from minerua.chain.planning.profile import Profile
 from minerua.chain.running.executor import ChainExecutor
 from minerua.chain.writing.chain import SkillChain
-from minerua.errors import ChainError, StepFailed
+from minerua.errors import ChainError, KernelError, StepFailed
+from minerua.kernels.pool import ResourcePool
 from minerua.values import Setup, Skill
 
 from .naive import graph_of, wired
@@ -83,6 +84,13 @@ def test_profiles_can_have_a_folder_of_their_own_and_what_is_wrong_with_them_is_
         chains.tune(name, [{"x": 1}], seconds=0.1)
     with manager(profile_folder=tmp_path) as chains:
         assert chains.notes(chains.load(four_times())) == ()
+
+
+def test_a_chain_whose_name_looks_like_a_path_keeps_its_profile_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    with manager(profile_folder=tmp_path / "profiles") as chains:
+        chains.tune(chains.load(four_times("../x")), [{"x": 1}], seconds=0.1)
+    assert [path.name for path in (tmp_path / "profiles").iterdir()] == ["..%2Fx.profile.json"]
 
 
 def test_faults_of_a_chain_are_told_where_it_is_used() -> None:
@@ -221,3 +229,41 @@ def test_models_of_a_timed_plan_are_unloaded_again() -> None:
     with open_executor(ExecutionPlan.plain(graph_of(*steps, outputs={"label": "fuse.y"}))) as runner:
         assert dict(runner.run({"image": 1, "text": 2})) == {"label": 3}
     assert len(closed) == 3
+
+
+def greedy(ran: list[str]) -> dict[str, Skill]:
+    """A small step, then one that needs four processors and ten bytes."""
+
+    def small(x: int) -> dict[str, int]:
+        ran.append("small")
+        return {"y": x}
+
+    needs = {"cpu": 4, "host_bytes": 10}
+    large = Skill("large", lambda y: {"z": y}, {"y": int}, {"z": int}, resources=needs)
+    return {"small": Skill("small", small, {"x": int}, {"y": int}, resources={"cpu": 1}), "large": large}
+
+
+def small_and_large() -> SkillChain:
+    chain = SkillChain("greedy", inputs={"x": int})
+    chain.add_stage("small")
+    chain.add_stage("large")
+    return chain
+
+
+def test_a_step_that_needs_more_than_the_pool_has_fails_at_its_turn_and_names_both_numbers() -> None:
+    ran: list[str] = []
+    pool = ResourcePool({"cpu": 2, "host_bytes": 100})
+    with SkillChainManager(greedy(ran), pool=pool) as chains, pool.acquire({"cpu": 1}):
+        name = chains.load(small_and_large())
+        with pytest.raises(StepFailed, match=r"step 'large'(?s:.*)cpu: 4 asked for, the pool has 2"):
+            chains.run(name, {"x": 1})
+        assert (ran, pool.in_use["cpu"], pool.statistics().waiting) == (["small"], 1, 0)
+
+
+def test_a_resource_that_the_pool_does_not_know_is_refused_before_any_step() -> None:
+    ran: list[str] = []
+    with SkillChainManager(greedy(ran), pool=ResourcePool({"cpu": 8})) as chains:
+        name = chains.load(small_and_large())
+        with pytest.raises(KernelError, match=r"no resource is named 'host_bytes'\. Known: cpu"):
+            chains.run(name, {"x": 1})
+    assert ran == []

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from minerua.chain.graph import Graph
-from minerua.chain.requests import as_json, as_text, read_inputs, requested_outputs, with_settings, write_trace
+from minerua.chain.requests import (
+    as_json,
+    as_text,
+    check_place,
+    check_timeout,
+    check_trace,
+    read_inputs,
+    requested_outputs,
+    with_settings,
+    write_trace,
+)
 from minerua.chain.writing.chain import SkillChain
 from minerua.errors import ChainError, ConfigError, StorageError
 from minerua.values import TensorSpec
@@ -73,17 +83,88 @@ def test_everything_that_is_wrong_with_inputs_is_told_at_once(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="the inputs of the chain 'ask' are not in order") as caught:
         read_inputs(graph, texts)
     faults = "\n".join(caught.value.faults)
-    assert "--input size: 'big' cannot be read as integer: invalid literal" in faults
+    assert "--input size: 'big' cannot be read as integer: write a whole number, such as 3" in faults
     assert "--input loud: 'perhaps' cannot be read as flag: write true or false" in faults
     assert "--input image: '/nowhere/cat.png' cannot be read as path: there is no such file" in faults
     assert "'array', an input of the chain 'ask', must be float32[n], found float64[2, 3]" in faults
-    assert "--input evil: " in faults
+    assert "evil.npy' cannot be read as float32[n]: the file is no .npy file; numpy.save writes one" in faults
     assert "--input sice: no input of the chain is named 'sice'; did you mean 'size'?" in faults
     assert "--input '=3' has no name and value; write --input image=cat.png" in faults
     assert "--input 'nothing' has no name and value" in faults
     assert "--input size is given twice; leave one out" in faults
     assert "'text', an input of the chain 'ask', is missing; text is wanted there" in faults
     assert len(caught.value.faults) == 10
+
+
+NUMBERS = "an array is a .npy file, or lists of numbers of equal length, such as [[1, 2.5], [3, 4]]"
+VECTOR = TensorSpec("x", ("n",), "float32")
+
+
+@pytest.mark.parametrize(
+    ("port", "text", "reason"),
+    [
+        (int, "1.5", "write a whole number, such as 3"),
+        (int, "", "write a whole number, such as 3"),
+        (int, "9" * 5000, "write a whole number, such as 3"),
+        (float, "heavy", "write a number, such as 0.5"),
+        (bool, "", "write true or false"),
+        (Path, "", "there is no such file"),
+        (Path, "x" * 5000, "File name too long"),
+        (bytes, "/nowhere", "No such file or directory"),
+        (bytes, "/", "Is a directory"),
+        (list, "[1", "it is no JSON: Expecting ',' delimiter"),
+        (dict, "", "it is no JSON: Expecting value"),
+        (list, "[" * 100_000, "maximum recursion depth exceeded"),
+        (VECTOR, "cat.png", NUMBERS),
+        (VECTOR, "", NUMBERS),
+        (VECTOR, "{}", NUMBERS),
+        (VECTOR, "[[1, 2], [3]]", NUMBERS),
+        (VECTOR, '["a"]', NUMBERS),
+        (np.ndarray, "null", NUMBERS),
+        (np.ndarray, "[[1, 2], [3]]", NUMBERS),
+        (TensorSpec("x", ("n",), "int8"), "[300]", "300 out of bounds for int8"),
+        (VECTOR, "/nowhere.npy", "No such file or directory"),
+    ],
+)
+def test_a_text_that_is_not_what_the_port_wants_is_told_with_what_it_wants(port: Any, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(chain_with(x=port), [f"x={text}"])
+    (fault,) = caught.value.faults
+    assert fault.startswith("--input x: ")
+    assert "cannot be read as" in fault
+    assert reason in fault
+    assert len(fault) < 400
+
+
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is no .npy file; numpy.save writes one"),
+        (b"PK\x03\x04 no archive", "the file is no .npy file"),
+        (b"\x93NUMPY\x09\x00", "the .npy file is damaged: "),
+        (npy(b"{'descr': [[[((("), "the .npy file is damaged: "),
+        (npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (9,)}\n"), "the .npy file is damaged: "),
+        (npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}\n" % 10**14), "the .npy file is damaged: "),
+        (
+            npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n"),
+            "the .npy file holds Python objects; save num",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_array_is_told(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(chain_with(x=VECTOR), [f"x={tmp_path / 'x.npy'}"])
+    assert reason in str(caught.value)
+
+
+def test_nothing_at_all_is_a_value_of_the_wrong_type() -> None:
+    with pytest.raises(ConfigError, match="'x', an input of the chain 'ask', must be list, found"):
+        read_inputs(chain_with(x=list), ["x=null"])
 
 
 def test_optional_inputs_may_be_left_out() -> None:
@@ -141,3 +222,29 @@ def test_a_trace_is_a_file_for_a_viewer_or_a_clear_error(tmp_path: Path) -> None
     assert json.loads((tmp_path / "trace.json").read_text()) == {"traceEvents": []}
     with pytest.raises(StorageError, match=r"cannot write the trace .*; choose another file"):
         write_trace(trace, tmp_path / "gone" / "trace.json")
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e10])
+def test_a_time_limit_that_cannot_pass_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match=r"--timeout is .*; expected seconds above 0 and up to 1e\+09; leave it out"):
+        check_timeout(seconds)
+    check_timeout(None)
+    check_timeout(1e9)
+
+
+def test_a_place_is_tried_before_the_work_and_left_as_it_was(tmp_path: Path) -> None:
+    old, empty, other = (tmp_path / name for name in ("old.json", "empty.json", "chain.yaml"))
+    old.write_text(json.dumps({"traceEvents": []}))
+    empty.touch()
+    other.write_text("minerua: 1")
+    for path in (old, empty, tmp_path / "new.json"):
+        check_trace(path)
+    with pytest.raises(ConfigError, match="this file is there and is no trace; choose another, or delete it"):
+        check_trace(other)
+    for path in (tmp_path, tmp_path / "gone" / "x.json", other / "x.json", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError, match=r"cannot write the trace .*; choose another file"):
+            check_trace(path)
+    with pytest.raises(StorageError, match=r"cannot write the profile .*: Is a directory; choose"):
+        check_place(tmp_path, "profile")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.yaml", "empty.json", "old.json"]
+    assert (other.read_text(), empty.read_text()) == ("minerua: 1", "")

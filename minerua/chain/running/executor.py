@@ -23,6 +23,7 @@ from minerua.chain.running.means import Means
 from minerua.chain.running.partials import Partial
 from minerua.chain.running.run import Run
 from minerua.chain.running.trace import Trace
+from minerua.chain.writing.checking import MOST_SECONDS
 from minerua.chain.writing.ports import value_faults
 from minerua.errors import ChainError, RunCancelled, StepTimeout
 
@@ -148,18 +149,18 @@ class ChainExecutor:
         Args:
             inputs: Input name → value; optional ones may be left out.
             outputs: Which outputs are wanted: only what they need runs. Default: all, and every step runs.
-            timeout_seconds: How long the run may take, its waiting for other runs included.
+            timeout_seconds: How long the run may take, its waiting for other runs included; at most 1e9.
             cancel: Stops the run when it is cancelled.
 
         Raises:
-            ChainError: If the inputs do not fit; lists all faults.
+            ChainError: If the inputs do not fit (lists all faults), or the time is none that can pass.
             StepFailed: If a step raised, or returned what it may not; later failures are among its `faults`.
             StepTimeout: If a step, or the run, took too long.
             RunCancelled: If it was cancelled, or the executor closed.
             BaseException: An interrupt, wherever it happened, after everything is released.
         """
         program, given = self._whole if outputs is None else self._program(outputs), self._checked(inputs)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = _deadline(timeout_seconds)
         if not self._admission.try_enter():
             self._enter(timeout_seconds, cancel)
         try:
@@ -201,7 +202,7 @@ class ChainExecutor:
         Cancelling the task that awaits this stops the run. Arguments, result and errors are those of `run`.
         """
         program, given = self._program(outputs, in_loop=True), self._checked(inputs)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = _deadline(timeout_seconds)
         await self._enter_async(timeout_seconds, cancel)
         try:
             if deadline is None and cancel is None and (program.is_joined_line or program.is_plain_line):
@@ -268,7 +269,7 @@ class ChainExecutor:
     def _stream(
         self, program: Program, given: Mapping[str, Any], timeout_seconds: float | None, cancel: CancelToken | None
     ) -> Iterator[Partial]:
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = _deadline(timeout_seconds)
         self._enter(timeout_seconds, cancel)
         channel = Channel(PARTIALS_WAITING)
         run = Run(self._means, program, next(self._numbers), given, channel=channel)
@@ -301,7 +302,7 @@ class ChainExecutor:
         An iterator that is left early should be closed with `aclose()`; the loop does it when it ends.
         """
         program, given = self._program(outputs, in_loop=True), self._checked(inputs)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = _deadline(timeout_seconds)
         await self._enter_async(timeout_seconds, cancel)
         channel = Channel(PARTIALS_WAITING)
         run, over = self._run_in_loop(program, given, channel)
@@ -402,6 +403,17 @@ class ChainExecutor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _deadline(seconds: float | None) -> float | None:
+    """Returns when a run that begins now is to be over, on the clock of `time.monotonic`."""
+    if seconds is None:
+        return None
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise ChainError(
+            f"timeout_seconds is {seconds!r}; expected a number from 0 to {MOST_SECONDS:g}, or None to wait for ever"
+        )
+    return time.monotonic() + seconds
 
 
 class _Watch:

@@ -73,7 +73,7 @@ async def _answer(line: Line, code: StepCode, inputs: Mapping[str, Any]) -> tupl
     answer: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
     def tell(outputs: Any, error: BaseException | None) -> None:
-        if not answer.done():
+        if not answer.done() and not loop.is_closed():  # nobody waits in a loop that was closed
             answer.set_result((outputs, error))
 
     try:

@@ -288,11 +288,13 @@ class Run:
             with self.lock:
                 if not self._loop:
                     self._is_loop_called = False
-                    return
+                    others = self._wanted()  # what became ready may be for threads
+                    break
                 _, _, item, since = heapq.heappop(self._loop)
                 if type(item) is UnitCode:
                     self._running += 1
             self._take_up(item, since, "loop")
+        self._call(*others)
 
     # ── ending units ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -68,7 +68,8 @@ def _policy_faults(step: Placed) -> Iterable[str]:
             known = tuple(step.skill.inputs)
             yield f"{where}: {unknown(f'input of skill {step.skill.name!r}', str(port), known)}"
         elif policy not in POLICIES:
-            yield f"{where}: {unknown('policy', short(policy), POLICIES)}; or give a default"
+            name = policy if isinstance(policy, str) else short(policy)
+            yield f"{where}: {unknown('policy', name, POLICIES)}; or give a default"
         elif port in step.task.defaults:
             yield f"{where}: input {port!r} has the policy {policy!r} and a default; leave one out"
         elif policy == "omit" and step.skill is not None and port not in step.skill.optional:
@@ -119,7 +120,10 @@ class _Absence:
             formula = self._presence.implies(self._presence.all_of(self._conditions(step)), there)
         except TooLarge:
             return "in more cases than can be listed"
-        return " and ".join(self._told(atom, holds) for atom, holds in self._presence.counterexample(formula))
+        if formula == TRUE:
+            return ""
+        told = [self._told(atom, holds) for atom, holds in self._presence.counterexample(formula)]
+        return " and ".join(told) or "in every run"
 
     def add(self, step: str, policies: Mapping[str, Missing]) -> None:
         """Takes up when a step runs; everything that it needs was added before."""

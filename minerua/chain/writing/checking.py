@@ -22,6 +22,9 @@ from minerua.values import Skill, SkillContext, TensorSpec
 if TYPE_CHECKING:
     from minerua.chain.writing.chain import SkillChain, SkillTask
 
+MOST_SECONDS = 1e9
+"""How long anything may wait: thirty years. Systems cannot wait much longer, which shows only when they do."""
+
 
 def checked(
     chain: SkillChain, skills: Mapping[str, Skill], context: SkillContext
@@ -189,8 +192,11 @@ def _in_one_line(error: Exception) -> str:
 
 def _setting_faults(step: Placed) -> Iterator[str]:
     task, where = step.task, f"step {step.name!r}"
-    if task.timeout_seconds is not None and not _is_number(task.timeout_seconds, above=0):
-        yield f"{where}: timeout_seconds is {task.timeout_seconds!r}; expected seconds above 0, or nothing for ever"
+    if task.timeout_seconds is not None and not _is_number(task.timeout_seconds, above=0, most=MOST_SECONDS):
+        yield (
+            f"{where}: timeout_seconds is {task.timeout_seconds!r}; expected seconds above 0 and up to "
+            f"{MOST_SECONDS:g}, or nothing for ever"
+        )
     yield from _retry_faults(task.retry, where)
     call = None if step.skill is None else step.skill.call
     if task.isolated and (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)):
@@ -205,13 +211,13 @@ def _retry_faults(retry: object, where: str) -> Iterator[str]:
         yield f"{where}: retry.attempts is {retry.attempts!r}; expected a count from 1, the first attempt included"
     for name, least in (("delay_seconds", 0.0), ("factor", 1.0), ("most_seconds", 0.0)):
         value = getattr(retry, name)
-        if not _is_number(value, least=least):
-            yield f"{where}: retry.{name} is {value!r}; expected a number from {least:g}"
+        if not _is_number(value, least=least, most=MOST_SECONDS):
+            yield f"{where}: retry.{name} is {value!r}; expected a number from {least:g} to {MOST_SECONDS:g}"
 
 
-def _is_number(value: object, *, least: float = -math.inf, above: float = -math.inf) -> bool:
+def _is_number(value: object, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return is_number and value >= least and value > above  # type: ignore[operator]
+    return is_number and least <= value <= most and value > above  # type: ignore[operator]
 
 
 # ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -166,7 +166,8 @@ def read_chain(text: str, *, where: str) -> SkillChain:
     """
     content, lines, faults = _content(text, where)
     if not isinstance(content, dict):
-        raise ChainError(f"{where} must hold a mapping with the keys of a chain, found {short(content)}", faults)
+        found = "nothing" if content is None else short(content)
+        raise ChainError(f"{where} must hold a mapping with the keys of a chain, found {found}", faults)
     try:
         form = _Chain.model_validate(content)
     except pydantic.ValidationError as error:
@@ -208,6 +209,19 @@ def _task(step: _Step) -> SkillTask:
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_WORDS = {
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "string_type": "must be a text; put it into quotes",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+}
+"""Kind of fault → what pydantic says of it in Python's words, in YAML's."""
+
+
 def _fault(fault: Any, lines: Mapping[Place, int]) -> str:
     """Says in one line where a mistake is and what to do about it."""
     place = tuple(fault["loc"])
@@ -222,7 +236,7 @@ def _fault(fault: Any, lines: Mapping[Place, int]) -> str:
         return f"{where}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{where}: missing; this key is required"
-    message, given = fault["msg"].removeprefix("Value error, "), short(fault["input"])
+    message, given = _WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, ")), short(fault["input"])
     if fault["type"] in ("model_type", "model_attributes_type"):
         message = f"must be a mapping with the keys {', '.join(_model_at(tuple(fault['loc'])).model_fields)}"
     return f"{where}: {message}" + (f", found {given}" if given not in message else "")
@@ -295,7 +309,8 @@ def _content(text: str, where: str) -> tuple[Any, dict[Place, int], list[str]]:
         node = loader.get_single_node()
         return (None if node is None else _value(loader, node, (), lines, faults)), lines, faults
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: numbers of thousands of digits
-        raise ChainError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
+        hint = "; indent with spaces" if "found character '\\t'" in str(error) else ""
+        raise ChainError(f"{where} is no valid YAML: {' '.join(str(error).split())}{hint}") from error
 
 
 def _value(loader: _Loader, node: yaml.Node, place: Place, lines: dict[Place, int], faults: list[str]) -> Any:

@@ -104,7 +104,10 @@ class Presence:
         return self._choose(condition, formula, TRUE)
 
     def counterexample(self, formula: int) -> list[tuple[Atom, bool]]:
-        """Returns atoms with their truth that make a formula false, as few as possible; empty if nothing does."""
+        """Returns atoms with their truth that make a formula false, as few as possible.
+
+        Empty if none can, and if none is needed: a formula that is `FALSE` needs nothing to be so.
+        """
         ways: dict[int, list[tuple[Atom, bool]] | None] = {FALSE: [], TRUE: None}
 
         def way(node: int) -> list[tuple[Atom, bool]] | None:

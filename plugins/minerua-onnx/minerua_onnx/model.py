@@ -13,7 +13,7 @@ from minerua.errors import StepFailed, unknown
 from minerua.values import Setup, SkillContext
 from minerua_onnx.files import inputs_of, open_model
 from minerua_onnx.ports import Port, identifiers, is_batchable, port_of, symbols_of
-from minerua_onnx.sessions import OPTIMIZATIONS, SessionChoice, first_line, open_session, setups
+from minerua_onnx.sessions import OPTIMIZATIONS, SessionChoice, first_line, open_session, provider_faults, setups
 from minerua_onnx.settings import Reader
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def configure(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     threads, device = read.count("threads", most=MOST_THREADS), read.text("device", "cpu")
     choice = SessionChoice(read.texts("providers"), read.text("optimization", "all", among=OPTIMIZATIONS))
     may_batch = read.flag("batchable", True)
+    read.faults += provider_faults(device, choice) if device else []
     read.check()
     file, proto = open_model(path or Path())
     inputs, outputs = inputs_of(proto), tuple(proto.graph.output)

@@ -8,6 +8,7 @@ what later asks for the other choice gets the one that was made, its results are
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ THREADS_VARIABLE = "MINERUA_ONNX_THREADS"
 OPTIMIZATIONS = ("none", "basic", "extended", "all")
 """How far onnxruntime rewrites a graph before it runs it."""
 
+_DEVICE = re.compile(r"(cpu|cuda)(:[0-9]{1,4})?")
 _LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
 
@@ -130,7 +132,9 @@ def open_session(content: str | bytes, setup: Setup, choice: SessionChoice, titl
     """
     import onnxruntime
 
-    providers = _providers(setup.device, choice, onnxruntime.get_available_providers(), title)
+    for fault in provider_faults(setup.device, choice):
+        raise ChainError(f"{title}: {fault}")
+    providers = _providers(setup.device, choice)
     if setup.shared_threads and setup.threads not in (None, pool_threads()):
         raise ChainError(
             f"{title}: a plan asks for {setup.threads} shared threads; the pool of this process has {pool_threads()}, "
@@ -169,19 +173,23 @@ def _options(setup: Setup, choice: SessionChoice, shared: bool) -> Any:
     return options
 
 
-def _providers(device: str, choice: SessionChoice, available: list[str], title: str) -> list[Any]:
+def provider_faults(device: str, choice: SessionChoice) -> list[str]:
+    """Returns why this machine has not what a device or a choice needs, one fault each; empty when it has."""
+    import onnxruntime
+
+    if not _DEVICE.fullmatch(device):
+        return [f"the device {device!r:.80} is not known; write cpu, cuda or cuda:0"]
+    available = onnxruntime.get_available_providers()
+    remedy = "For NVIDIA GPUs install onnxruntime-gpu in its place, or choose another device"
+    wanted = (one[0] if isinstance(one, tuple) else one for one in _providers(device, choice))
+    missing = [name for name in wanted if name not in available]
+    return [f"this onnxruntime has no {name:.80}; it has {', '.join(available)}. {remedy}" for name in missing]
+
+
+def _providers(device: str, choice: SessionChoice) -> list[Any]:
     """Returns the providers for a device, or those that the chain names."""
+    if choice.providers:
+        return list(choice.providers)
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (number.isascii() and number.isdigit())):
-        raise ChainError(f"{title}: the device {device!r} is not known; write cpu, cuda or cuda:0")
-    wanted: list[Any] = list(choice.providers) or ["CPUExecutionProvider"]
-    if kind == "cuda" and not choice.providers:
-        wanted = [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
-    names = [one[0] if isinstance(one, tuple) else one for one in wanted]
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise ChainError(
-            f"{title}: this onnxruntime has no {missing[0]}; it has {', '.join(available)}. For NVIDIA GPUs install "
-            "onnxruntime-gpu in its place, or choose another device"
-        )
-    return wanted
+    others = [("CUDAExecutionProvider", {"device_id": int(number or 0)})] if kind == "cuda" else []
+    return [*others, "CPUExecutionProvider"]

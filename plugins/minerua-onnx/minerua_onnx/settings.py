@@ -27,6 +27,9 @@ class Reader:
     def text(self, name: str, default: str | None = None, *, among: Sequence[str] = ()) -> str:
         """Returns a setting that is a text, one of several where they are given."""
         value = self._settings.get(name, default)
+        if value is None and name not in self._settings:
+            self.faults.append(f"{name} is missing")
+            return ""
         if not isinstance(value, str) or not value:
             self.faults.append(f"{name} is {value!r:.80}; expected a text")
             return ""

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import onnx
 import pytest
-from minerua_onnx.joining import _converted, join
+from minerua_onnx.joining import _converted, _describe, join
 from onnx import TensorProto, helper
 
 from minerua import Skill, TensorSpec
@@ -224,3 +224,8 @@ def test_an_output_of_unknown_rank_stays_apart(workshop):
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     workshop.write("u", [helper.make_node("Neg", ["x"], ["y"])], _ports()[0], [y])
     assert join([step("s", workshop.skill("u"), {"x": (None, "x")}, ["y"])]) is None
+
+
+def test_a_port_of_unknown_rank_cannot_stand_in_a_merged_graph():
+    with pytest.raises(ValueError, match="x has no described shape"):
+        _describe(onnx.GraphProto(), [("x", np.ndarray)], [])

@@ -230,8 +230,11 @@ def test_a_file_over_two_gigabytes_is_refused_unread(workshop):
 def test_ports_that_cannot_pass_and_versions_that_are_unknown_are_told_together(workshop):
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     half = value("h", ("n",), TensorProto.BFLOAT16)
-    identity(workshop, "strange", [sequence, half], [value("t"), value("u")], opset=9999, ir=99)
+    typeless = onnx.ValueInfoProto(name="n")
+    ports = [sequence, half, typeless], [value("t"), value("u"), value("v")]
+    identity(workshop, "strange", *ports, opset=9999, ir=99)
     text = faults_of(workshop, "strange")
+    assert "input 'n' is a value of no type; only tensors can pass between skills" in text
     assert "input 's' is a sequence; only tensors can pass between skills" in text
     assert "input 'h' is a tensor of bfloat16, which numpy does not have; cast it inside the model" in text
     assert "its IR version is 99; onnx" in text
@@ -402,12 +405,14 @@ def choices(workshop, order, then=""):
     return done.stdout
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_the_first_session_decides_and_a_later_wish_runs_with_one_warning(workshop, first):
+@pytest.mark.parametrize(
+    ("first", "here", "there"),
+    [(True, "a pool for each", "one pool for all"), (False, "one pool for all", "a pool for each")],
+)
+def test_the_first_session_decides_and_a_later_wish_runs_with_one_warning(workshop, first, here, there):
     equal, said = json.loads(choices(workshop, [first, not first, not first, first]))
     assert equal
     assert len(said) == 1
-    here, there = ("a pool for each", "one pool for all") if first else ("one pool for all", "a pool for each")
     assert f"a plan asks for ONNX sessions with {here}, but this process began with {there}" in said[0]
     assert "it runs as it began, with the same results. Run such chains in processes of their own" in said[0]
 

@@ -105,6 +105,15 @@ def test_making_the_world_without_torch_says_what_to_install(tmp_path):
     assert "making the world needs onnxscript; pip install 'minerua-onnx[world]'" in done.stderr
 
 
+def test_a_network_that_torch_does_not_export_is_named(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="learning the world needs the extra `world`")
+    from minerua_onnx.networks import export_one
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match=r"torch returned no program for vision\.onnx"):
+        export_one(torch.nn.Identity(), tmp_path / "vision.onnx", {"x": torch.zeros(2)}, "y", None)
+
+
 # ── what is drawn and said ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -113,6 +122,19 @@ def test_the_same_seed_draws_and_says_the_same():
     np.testing.assert_array_equal(one.images, again.images)
     assert one.sentences == again.sentences
     assert one.images.tobytes() != other.images.tobytes()
+
+
+def test_what_may_be_said_of_a_number_is_what_the_table_of_sentences_has():
+    assert list(drawing.PROPERTIES) == [
+        "an even number",
+        "an odd number",
+        "a number below five",
+        "a number above four",
+        "a multiple of three",
+        "a prime number",
+        "a square number",
+    ]
+    assert drawing.OPENINGS == ("this is", "here you see", "it shows", "behold")
 
 
 def test_what_is_said_is_true_and_in_the_vocabulary():

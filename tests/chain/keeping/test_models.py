@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,27 +16,6 @@ from minerua.kernels.pool import ResourcePool
 from minerua.values import Skill
 
 from .model_world import SETUP, World, in_threads, until, use
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., ModelResidency]]:
-    """Makes residencies, and closes them after the test; nothing may be left then."""
-    made: list[ModelResidency] = []
-
-    def residency(budget_bytes: int | None = None, **settings: Any) -> ModelResidency:
-        made.append(ModelResidency(budget_bytes, **settings))
-        return made[-1]
-
-    yield residency
-    for one in made:
-        one.close()
-        assert (one.statistics().bytes, one.statistics().models) == (0, 0)
-
 
 # ── beside a pool ────────────────────────────────────────────────────────────────────────────────────────────────────
 

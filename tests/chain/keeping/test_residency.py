@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,27 +19,6 @@ from minerua.errors import PoolClosed, RequirementTooLarge
 from minerua.values import Setup, Skill
 
 from .model_world import SETUP, World, in_threads, until, use
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., ModelResidency]]:
-    """Makes residencies, and closes them after the test; nothing may be left then."""
-    made: list[ModelResidency] = []
-
-    def residency(budget_bytes: int | None = None, **settings: Any) -> ModelResidency:
-        made.append(ModelResidency(budget_bytes, **settings))
-        return made[-1]
-
-    yield residency
-    for one in made:
-        one.close()
-        assert (one.statistics().bytes, one.statistics().models) == (0, 0)
-
 
 # ── loading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,7 @@ from minerua.chain.plan import ExecutionPlan
 from minerua.chain.running.admission import Admission
 from minerua.chain.running.executor import ChainExecutor
 from minerua.chain.running.stopping import cancelled
-from minerua.errors import RunCancelled, StepTimeout
+from minerua.errors import ChainError, RunCancelled, StepTimeout
 
 from ..naive import graph_of, wired
 from ..steps import function, line, placed, pool
@@ -126,3 +126,14 @@ def test_context_variables_of_the_caller_are_seen_by_all_steps() -> None:
         assert set(executor.run({"n": 1}).values()) == {7}
         user.set(8)
         assert set(asyncio.run(executor.arun({"n": 1})).values()) == {8}
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, 1e300])
+def test_a_time_that_cannot_pass_is_refused_before_anything_runs(seconds: float) -> None:
+    with ChainExecutor(ExecutionPlan.plain(line(1))) as executor:
+        for run in (executor.run, executor.stream, lambda *a, **k: asyncio.run(executor.arun(*a, **k))):
+            with pytest.raises(
+                ChainError, match=r"timeout_seconds is .*; expected a number from 0 to 1e\+09, or None to wait for ever"
+            ):
+                list(run({"n": 1}, timeout_seconds=seconds))
+        assert executor.run({"n": 1}, timeout_seconds=1e9)["y"] == 2

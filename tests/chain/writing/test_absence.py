@@ -83,7 +83,7 @@ def test_a_default_in_place_of_an_absent_input() -> None:
     [
         (
             SkillTask("work", inputs={"x": "text"}, missing={"x": "zero"}),  # type: ignore[dict-item]
-            "step 'work', missing: no policy is named \"'zero'\"; did you mean 'zeros'? Known: fail, omit, skip, "
+            "step 'work', missing: no policy is named 'zero'; did you mean 'zeros'? Known: fail, omit, skip, "
             "zeros; or give a default",
         ),
         (
@@ -118,6 +118,12 @@ def test_zeros_need_an_array_that_tells_how_many() -> None:
         "always there; give a default, or skip the step"
     )
     assert len(faults) == 2
+
+
+def test_a_step_that_can_never_run_leaves_those_that_need_it_without_their_input() -> None:
+    never = SkillTask("work", "never", {"x": "sure"}, when=["flag", "not flag"])
+    (fault,) = chain(never, SkillTask("work", "last", {"x": "never.x"})).check(SKILLS)
+    assert fault.startswith("step 'last', input 'x' is absent in every run, and nothing says what to do then: ")
 
 
 def test_more_conditions_than_can_be_told_apart_ask_for_policies() -> None:

@@ -140,7 +140,7 @@ FAULTS = {
     ),
     "timeout": (
         lambda: chain(SkillTask("vision", timeout_seconds=0)),
-        "step 'vision': timeout_seconds is 0; expected seconds above 0, or nothing for ever",
+        "step 'vision': timeout_seconds is 0; expected seconds above 0 and up to 1e+09, or nothing for ever",
     ),
     "endless timeout": (lambda: chain(SkillTask("vision", timeout_seconds=float("inf"))), "timeout_seconds is inf"),
     "retry": (
@@ -153,7 +153,7 @@ FAULTS = {
     ),
     "factor": (
         lambda: chain(SkillTask("vision", retry=Retry(2, factor=0.5))),
-        "step 'vision': retry.factor is 0.5; expected a number from 1",
+        "step 'vision': retry.factor is 0.5; expected a number from 1 to 1e+09",
     ),
     "isolated": (
         lambda: chain(SkillTask("later", constants={"x": 1}, isolated=True)),

@@ -182,10 +182,26 @@ connections: [5]
         ("? [a]\n: b", "a key must be a plain word"),
         ("a: b: c", "mapping values are not allowed here"),
         ("a: 1\n---\nb: 2", "expected a single document"),
-        ("", "chain.yaml must hold a mapping with the keys of a chain, found None"),
+        ("", "chain.yaml must hold a mapping with the keys of a chain, found nothing"),
+        ("steps:\n\t- skill: x", "found character '\\t' that cannot start any token in \"chain.yaml\", line 2"),
+        ("steps:\n\t- skill: x", "^; indent with spaces"),
+        ("minerua: 1\nname: 3\nsteps: [{skill: x}]", "line 2, name: must be a text; put it into quotes, found 3"),
+        ("minerua: 1\nname: c\nsteps:", "line 3, steps: must be a list, found None"),
+        ("minerua: 1\nname: c\nsteps: [{skill: x, settings: 3}]", "steps.0.settings: must be a mapping, found 3"),
+        ("minerua: 1\nname: c\nsteps: [{skill: x, isolated: 3}]", "steps.0.isolated: must be true or false, found 3"),
+        ("minerua: 1\nname: c\nsteps: [{skill: x, retry: 1.5}]", "retry: must be a mapping with the keys attempts"),
+        (
+            "minerua: 1\nname: c\nsteps: [{skill: x, retry: {attempts: 1.5}}]",
+            "attempts: must be a whole number, found 1",
+        ),
+        (
+            "minerua: 1\nname: c\nsteps: [{skill: x, retry: {attempts: x}}]",
+            "attempts: must be a whole number, found 'x'",
+        ),
+        ("minerua: 1\nname: c\nsteps: [{skill: x, timeout_seconds: x}]", "seconds: must be a number, found 'x'"),
         ("[1]", "chain.yaml must hold a mapping with the keys of a chain, found [1]"),
     ],
-    ids=range(15),
+    ids=range(25),
 )
 def test_text_that_is_no_chain_is_refused_soon(text: str, message: str, tmp_path: Path) -> None:
     started = time.process_time()
