@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -133,9 +134,38 @@ def test_a_finished_run_is_not_learned_again(world: Path) -> None:
     assert "(was finished already)" in run("train.yaml", "--resume")[1]
 
 
+def test_a_finished_run_is_given_its_page_if_it_has_none(world: Path) -> None:
+    assert run("train.yaml")[0] == 0
+    page = world / "train" / "report.html"
+    written = page.read_bytes()
+    assert b"toy-mlp" in written
+    page.write_text("the reader's own notes")
+    assert run("train.yaml", "--resume")[0] == 0
+    assert page.read_text() == "the reader's own notes"
+    page.unlink()
+    code, out, _ = run("train.yaml", "--resume")
+    assert (code, "train/report.html" in out) == (0, True)
+    assert page.read_bytes() == written
+
+
+def test_a_page_is_made_of_the_tables_that_are_there(world: Path) -> None:
+    assert run("train.yaml", "--out", "bare", "--set", "logs=[]")[0] == 0
+    assert not (world / "bare" / "report.html").exists()
+    assert run("train.yaml")[0] == 0
+    (world / "train" / "report.html").unlink()
+    (world / "train" / "evaluations.csv").unlink()
+    assert run("train.yaml", "--resume")[0] == 0
+    assert "Scores" not in (world / "train" / "report.html").read_text()
+    (world / "train" / "report.html").unlink()
+    (world / "train" / "steps.csv").write_bytes(b"\xff")
+    code, _, err = run("train.yaml", "--resume")
+    assert (code, "steps.csv cannot be read for report.html" in err) == (2, True)
+
+
 def test_experts_are_learned_in_one_go(world: Path) -> None:
     (world / "train.yaml").write_text(yaml.safe_dump({**PLAIN, "experts": {"a": {"seed": 1}, "b": {"epochs": 1}}}))
     assert run("train.yaml")[0] == 0
+    assert all((world / "train" / "experts" / name / "report.html").exists() for name in "ab")
     digests = {open_checkpoint(world / "train" / "experts" / name / "model.safetensors").digest for name in "ab"}
     assert len(digests) == 2
 
@@ -146,19 +176,84 @@ def test_experts_are_learned_in_one_go(world: Path) -> None:
         (["nowhere.yaml"], "cannot read nowhere.yaml"),
         (["train.yaml", "--set", "epochs"], "--set epochs: write KEY=VALUE, such as optimizer.rate=0.01"),
         (["train.yaml", "--set", "epochs=[1"], "--set epochs=[1: the value is no valid YAML"),
+        (["train.yaml", "--set", "epochs=2026-13-45"], "--set epochs=2026-13-45: the value is no valid YAML: month"),
         (["train.yaml", "--set", "epoch=1"], "epoch: unknown key; did you mean 'epochs'?"),
         (["train.yaml", "--set", "loss=toy-entrpy"], "did you mean 'toy-entropy' or 'cross-entropy'?"),
         (["train.yaml", "--set", "data.table.path=no.csv"], "no.csv"),
+        (["experts.yaml"], "experts.b.loss.name: no loss is named 'toy-entrpy'; did you mean 'toy-entropy'"),
+        (["experts.yaml"], "the experts cannot be learned"),
+        (["folder"], "cannot read folder: Is a directory"),
+        (["folder/train.yaml"], "cannot read folder/train.yaml: No such file"),
+        (["binary.yaml"], "binary.yaml is no valid YAML"),
+        (["empty.yaml"], "empty.yaml must hold a mapping of keys, found NoneType"),
+        (["train.yaml", "--out", "train.yaml"], "train.yaml cannot be the folder of a run: File exists"),
+        (["train.yaml", "--out", "rows.csv"], "rows.csv cannot be the folder of a run: File exists"),
+        (["train.yaml", "--out", "rows.csv/below"], "rows.csv/below cannot be the folder of a run: Not a directory"),
         (["plain"], "plain has no end such as .yaml, so its results need a folder of another name: give --out"),
     ],
 )
 def test_a_mistake_is_one_message_and_writes_nothing(world: Path, arguments: list[str], expected: str) -> None:
     (world / "plain").write_text(yaml.safe_dump(PLAIN))
-    before = sorted(world.iterdir())
+    experts = {"a": {"seed": 1}, "b": {"loss": "toy-entrpy"}}
+    (world / "experts.yaml").write_text(yaml.safe_dump({**PLAIN, "experts": experts}))
+    (world / "folder").mkdir()
+    (world / "binary.yaml").write_bytes(bytes(range(256)))
+    (world / "empty.yaml").touch()
+    before = there(world)
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert expected in err
-    assert sorted(world.iterdir()) == before
+    assert there(world) == before
+
+
+def there(world: Path) -> dict[Path, bytes]:
+    """Every file of the world with its bytes, and every folder; what Python compiles is left out."""
+    found = [one for one in world.rglob("*") if "__pycache__" not in one.parts]
+    return {one: one.read_bytes() if one.is_file() else b"" for one in found}
+
+
+def test_a_file_that_may_not_be_read_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    before = there(world)
+    monkeypatch.setattr(Path, "read_text", refused)  # whoever runs the tests may be allowed to read everything
+    assert run("train.yaml")[::2] == (2, "cannot read train.yaml: Permission denied")
+    monkeypatch.undo()
+    assert there(world) == before
+
+
+def test_a_folder_is_made_with_its_parents_and_a_run_that_is_not_there_begins(world: Path) -> None:
+    assert run("train.yaml", "--out", "new/deep/run", "--resume", "--set", "epochs=1")[0] == 0
+    assert (world / "new" / "deep" / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_run_of_another_configuration_is_left_as_it_is(world: Path, is_finished: bool) -> None:
+    assert run("train.yaml")[0] == 0
+    if not is_finished:
+        (world / "train" / "learned.json").unlink()
+    before = there(world)
+    code, out, err = run("train.yaml", "--resume", "--set", "optimizer.rate=0.2", "--set", "seed=9")
+    assert (code, out) == (2, "")
+    assert "  - optimizer.rate: " in err
+    assert "  - seed: " in err
+    after = there(world)
+    assert {path: after[path] for path in before} == before
+    assert after.keys() - before.keys() <= {world / "train" / ".lock"}
+
+
+def test_a_finished_run_goes_on_when_there_are_more_epochs(world: Path) -> None:
+    assert run("train.yaml", "--set", "epochs=1")[0] == 0
+    assert run("train.yaml", "--resume", "--set", "epochs=3")[0] == 0
+    assert run("train.yaml", "--set", "epochs=3", "--out", "whole")[0] == 0
+    there = {one.name for one in (world / "whole").iterdir()} - {"checkpoints"}
+    assert "report.html" in there
+    for name in there:
+        assert (world / "train" / name).read_bytes() == (world / "whole" / name).read_bytes(), name
+    before = (world / "train" / "learned.json").read_bytes()
+    assert "(was finished already)" in run("train.yaml", "--resume", "--set", "epochs=2")[1]
+    assert (world / "train" / "learned.json").read_bytes() == before
 
 
 def test_a_file_can_be_carried_out_from_python(world: Path) -> None:

@@ -216,6 +216,7 @@ def attach_lora(
     dropout: float = 0.0,
     seed: int,
     rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
 ) -> Attached:
     r"""Freezes a module and gives its linear layers factors to learn; its outputs stay the same at first.
 
@@ -226,11 +227,14 @@ def attach_lora(
     Args:
         module: Any module with `nn.Linear` layers, or `Conv1D` ones of transformers; changed in place.
         rank: r, at least 1; a layer whose weight has a shorter side has as many as that.
-        alpha: The product is multiplied by alpha / rank, in every layer: one of another rank has a proportional alpha.
+        alpha: The product is multiplied by alpha / rank, in every layer that has no alpha of its own: one of another
+            rank has a proportional alpha.
         targets: Which layers.
         dropout: The share of the factors' inputs that is set to zero while learning, in [0, 1).
         seed: Of the starting values; each layer's depend on it and on its path alone.
         rank_pattern: Pattern → another rank; the first pattern `p` holds for which `(.*\.)?(p)$` matches the path.
+        alpha_pattern: Pattern → an alpha of its own, found in the same way: the product is multiplied by that alpha /
+            the rank that `rank` or `rank_pattern` gives the layer.
 
     Returns:
         The adapter.
@@ -246,18 +250,20 @@ def attach_lora(
     """
     faults = list(_setting_faults(rank, alpha, dropout))
     layers, skipped, more = _chosen(module, targets)
-    ranks, rank_faults = _ranks(layers, rank, rank_pattern or {})
-    faults += [*more, *rank_faults]
+    ranks, rank_faults = _matched(layers, rank_pattern or {}, "rank")
+    alphas, alpha_faults = _matched(layers, alpha_pattern or {}, "alpha")
+    faults += [*more, *rank_faults, *alpha_faults]
     if faults:
         raise LearningError("the LoRA adapter cannot be attached", faults)
     undo = _frozen(module)
     for path, layer in layers.items():
         outputs, inputs = _extents(layer)
+        own_rank = ranks.get(path, rank)
         branch = Branch(
-            ranks[path],
+            min(own_rank, inputs, outputs),
             inputs,
             outputs,
-            scaling=alpha / rank,
+            scaling=alphas[path] / own_rank if path in alphas else alpha / rank,
             dropout=dropout,
             generator=_generator(seed, path),
             device=_weight(layer).device,
@@ -407,18 +413,23 @@ def _setting_faults(rank: int, alpha: float, dropout: float) -> Iterator[str]:
         yield f"dropout is {dropout}; a share in [0, 1) is needed"
 
 
-def _ranks(layers: Mapping[str, nn.Module], rank: int, patterns: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
-    """Returns each layer's rank, and what is wrong with the patterns."""
-    faults, used = [], dict.fromkeys(layers, rank)
+def _matched(
+    layers: Mapping[str, nn.Module], patterns: Mapping[str, float], what: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns what patterns say of layers, each one's first, and what is wrong with them."""
+    faults: list[str] = []
+    found: dict[str, Any] = {}
     for key, value in reversed(list(patterns.items())):  # the first one has the last word
         try:
             mine = [path for path in layers if re.match(rf"(.*\.)?({key})$", path)]
         except re.error as error:
-            faults.append(f"rank_pattern: {key!r} is not a regular expression ({error})")
+            faults.append(f"{what}_pattern: {key!r} is not a regular expression ({error})")
             continue
-        if value < 1:
+        if what == "rank" and value < 1:
             faults.append(f"rank_pattern: {key!r} has the rank {value}; at least 1 is needed")
+        if what == "alpha" and not (math.isfinite(value) and value > 0):
+            faults.append(f"alpha_pattern: {key!r} has the alpha {value}; a positive number is needed")
         if layers and not mine:
-            faults.append(f"rank_pattern: {key!r} finds none of the layers that have factors")
-        used.update(dict.fromkeys(mine, value))
-    return {path: min(one, *_extents(layers[path])) for path, one in used.items()}, faults
+            faults.append(f"{what}_pattern: {key!r} finds none of the layers that have factors")
+        found.update(dict.fromkeys(mine, value))
+    return found, faults

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 from torch import nn
+
+_version = attrgetter("_version")  # counts the changes of a tensor
 
 
 class Boundary:
@@ -25,8 +29,8 @@ class Boundary:
 
     def remember(self) -> None:
         """Marks the moment."""
-        self._states = [generator.get_state() for generator in self._generators]
-        self._versions = [buffer._version for buffer in self._buffers]
+        self._states = list(map(torch.Generator.get_state, self._generators))  # at every step, so without a loop
+        self._versions = list(map(_version, self._buffers))
         if self._keeps_buffers:
             self._copies = [buffer.clone() for buffer in self._buffers]
 
@@ -37,7 +41,7 @@ class Boundary:
         if self._keeps_buffers:
             self.restore_buffers()
             return True
-        return self._versions == [buffer._version for buffer in self._buffers]
+        return self._versions == list(map(_version, self._buffers))
 
     def restore_buffers(self) -> None:
         """Puts the buffers back, such as running means that have seen a NaN."""

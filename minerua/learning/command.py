@@ -47,15 +47,9 @@ def add_train(app: typer.Typer, doors: Doors) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Learns a model, or several experts, as a file says."""
-        from minerua.errors import LearningStopped
-
-        try:
-            learned = doors.training().execute_training(
-                config, registry=doors.load_registry(), out=out, resume=resume, settings=settings or ()
-            )
-        except LearningStopped as error:
-            typer.echo(f"minerua: {error}", err=True)
-            raise typer.Exit(128 + error.signal) from error
+        learned = doors.training().execute_training(
+            config, registry=doors.load_registry(), out=out, resume=resume, settings=settings or ()
+        )
         if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
             _print(learned, doors, as_json=as_json)
 

@@ -78,12 +78,23 @@ class AdapterConfig(Section):
         alpha: What the product is scaled by, times the rank; by default the rank itself, so that the scale is 1.
         targets: Which linear modules have factors: names, or patterns of them.
         dropout: The share of the adapter's inputs that is set to zero while it learns.
+        rank_pattern: Pattern → the rank of the modules that it finds, by the end of their names; the first that finds
+            one holds.
+        alpha_pattern: Pattern → the alpha of the modules that it finds; the others are scaled as `alpha` says,
+            whatever their rank.
     """
 
     rank: Whole = pydantic.Field(default=8, ge=1)
     alpha: Real | None = pydantic.Field(default=None, gt=0)
     targets: tuple[str, ...] = pydantic.Field(min_length=1)
     dropout: Real = pydantic.Field(default=0.0, ge=0, lt=1)
+    rank_pattern: dict[str, Annotated[Whole, pydantic.Field(ge=1)]] = pydantic.Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[Real, pydantic.Field(gt=0)]] = pydantic.Field(default_factory=dict)
+
+    @pydantic.field_serializer("rank_pattern", "alpha_pattern", when_used="json")
+    def _in_order(self, patterns: dict[str, Any]) -> list[list[Any]]:
+        """Keeps the order, which counts, where the keys of an object have none."""
+        return [list(pair) for pair in patterns.items()]
 
 
 class StoppingConfig(Section):

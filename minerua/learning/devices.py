@@ -16,6 +16,7 @@ from minerua.learning.config import DeviceConfig
 T = TypeVar("T")
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_AS_IT_IS = contextlib.nullcontext()
 
 
 class DeviceManager:
@@ -39,6 +40,7 @@ class DeviceManager:
         if faults:
             raise LearningError("the section device cannot be carried out here", faults)
         self.scaler = torch.amp.GradScaler("cuda") if config.precision == "float16" else None
+        self._dtype = _DTYPES.get(config.precision)
         self._mesh: Any = None
 
     @property
@@ -130,8 +132,7 @@ class DeviceManager:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context of a forward pass."""
-        dtype = _DTYPES.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else _AS_IT_IS
 
     def moved(self, batch: Any) -> Any:
         """Returns a batch on the device; texts and numbers stay as they are."""

@@ -8,6 +8,7 @@ a run goes on is counted in steps that were taken, not in batches that were fetc
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,16 +71,24 @@ class Loader:
         self.dataset, self.order = dataset, order
         self._plan = _Plan(order)
         self._generator = torch.Generator()
-        self._loader: Any = DataLoader(
-            Keyed(dataset, order.seed),
+        self._fetched = self._reader(Keyed(dataset, order.seed), workers=workers, pinned=pinned)
+
+    def _reader(self, dataset: Keyed, *, workers: int, pinned: bool) -> Callable[[], Iterator[Any]]:
+        """Returns what begins to fetch the batches that are planned."""
+        collate = getattr(self.dataset, "collate", None) or default_collate
+        if not workers and not pinned:  # torch's loader would do the same, and take 10 µs a batch for itself
+            return lambda: map(collate, map(dataset.__getitems__, self._plan))
+        loader: Any = DataLoader(
+            dataset,
             batch_sampler=self._plan,
-            collate_fn=getattr(dataset, "collate", None) or default_collate,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=pinned,
             generator=self._generator,
             prefetch_factor=AHEAD if workers else None,
             persistent_workers=workers > 0,
         )
+        return lambda: iter(loader)
 
     def steps(self, epoch: int, first: int = 0, *, ready: Callable[[], None] | None = None) -> Iterator[Step]:
         """Yields an epoch's steps in order; draws nothing from the global generators.
@@ -95,28 +104,35 @@ class Loader:
         """
         self._plan.epoch, self._plan.first = epoch, first
         self._generator.manual_seed(mixed(self.order.seed, epoch, _LOADER))
-        fetched = iter(self._loader)
+        fetched = self._fetched()
         if ready is not None:
             ready()
-        for window in self.order.windows(epoch, first):
-            batches = [Batch(*_parted(next(fetched)), part.counts) for part in window.parts]
+        for _ in range(first, self.order.steps):
+            batch = next(fetched)
+            window = self._plan.asked.popleft()  # there since its first batch was asked for
+            batches = [Batch(*_parted(batch), window.parts[0].counts)]
+            batches += [Batch(*_parted(next(fetched)), part.counts) for part in window.parts[1:]]
             yield Step(window.number, window.size, batches)
 
 
 class _Plan:
-    """Tells the loader which examples make a batch: a list of (epoch, index) for each."""
+    """Tells the loader which examples make a batch: a list of (epoch, index) for each.
+
+    Attributes:
+        asked: The steps whose batches were asked for and not yet taken, in order; workers are ahead of who takes them.
+    """
 
     def __init__(self, order: Order) -> None:
         self._order = order
         self.epoch = self.first = 0
+        self.asked: deque[Window] = deque()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for window in self._windows():
+        self.asked.clear()
+        for window in self._order.windows(self.epoch, self.first):
+            self.asked.append(window)
             for part in window.parts:
                 yield [(self.epoch, index) for index in part.indices]
-
-    def _windows(self) -> Iterator[Window]:
-        return self._order.windows(self.epoch, self.first)
 
 
 class Keyed(Dataset[Any]):

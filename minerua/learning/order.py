@@ -113,8 +113,9 @@ class Order:
             first: The step to begin with, from 0.
         """
         order = permutation(self.seed, epoch, self.count) if self.shuffle else None
+        count, size = self.count, self.batch_size
         for number in range(first, self.steps):
-            begin, end = number * self.batch_size, min((number + 1) * self.batch_size, self.count)
+            begin, end = number * size, min((number + 1) * size, count)
             batch = list(range(begin, end)) if order is None else order[begin:end].tolist()
             yield Window(number, len(batch), self._parts(batch))
 

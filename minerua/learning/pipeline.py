@@ -21,10 +21,10 @@ from minerua.learning.checkpoints import CheckpointManager, compare_runs
 from minerua.learning.config import TrainingConfig
 from minerua.learning.devices import DeviceManager
 from minerua.learning.order import mixed
-from minerua.learning.preparing import Catalogs, Prepared, prepare
+from minerua.learning.preparing import Catalogs, Prepared, name_faults, prepare
 from minerua.learning.reports import EvaluationReport, Learned, Observer, StartReport
 from minerua.learning.state import to_array
-from minerua.learning.trainer import ModelTrainer
+from minerua.learning.trainer import ALL_DONE, ModelTrainer
 from minerua.values import LossSpec, ModelSpec, OptimizerSpec, Skill
 from minerua.weights import write_bytes, write_checkpoint
 
@@ -81,8 +81,8 @@ class LearningPipeline:
 
         Args:
             out: The run's folder; made if need be.
-            resume: Whether a run that is there is continued; one that is finished is left as it is. Without one, a run
-                begins.
+            resume: Whether a run that is there is continued; one that is finished is left as it is, unless there are
+                more epochs now. Without one, a run begins.
 
         Returns:
             What was learned.
@@ -105,6 +105,10 @@ class LearningPipeline:
             with _locked(out) if devices.is_first else contextlib.nullcontext():
                 devices.barrier()
                 return self._learn(prepared, out, devices)
+
+    def faults(self) -> list[str]:
+        """Returns what is seen to be wrong before anything is made: names that stand for nothing."""
+        return name_faults(self.config, self._catalogs)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,7 +200,9 @@ class LearningPipeline:
             )
         if LEARNED not in taken:
             return None
-        return _read_learned(out, self.name, self.config)
+        done = _read_learned(out, self.name, self.config)
+        has_more = done.stopped == ALL_DONE and done.epoch < self.config.epochs  # than the start before asked for
+        return None if has_more else done
 
 
 def learn(
@@ -224,12 +230,14 @@ def learn(
     """
     if not config.experts:
         return (LearningPipeline(config, observers=observers(""), **given).run(out, resume=resume),)
-    configs = {name: config.of_expert(name) for name in config.experts}
-    learned = []
-    for name, one in configs.items():
-        pipeline = LearningPipeline(one, observers=observers(name), name=name, **given)
-        learned.append(pipeline.run(Path(out) / EXPERTS / name, resume=resume))
-    return tuple(learned)
+    pipelines = {
+        name: LearningPipeline(config.of_expert(name), observers=observers(name), name=name, **given)
+        for name in config.experts
+    }
+    faults = [f"experts.{name}.{fault}" for name, one in pipelines.items() for fault in one.faults()]
+    if faults:  # the last expert's too, before the first has learned for hours
+        raise LearningError("the experts cannot be learned", faults)
+    return tuple(one.run(Path(out) / EXPERTS / name, resume=resume) for name, one in pipelines.items())
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def prepare(config: TrainingConfig, catalogs: Catalogs, *, devices: DeviceManage
         LearningError: With every fault.
         ConfigError: If only the section `data` is wrong.
     """
-    faults = [*_name_faults(config, catalogs), *metric_faults(config.metrics)]
+    faults = name_faults(config, catalogs)
     splits, data_faults = _splits(config, catalogs, data, folder)
     faults += data_faults
     module, base, model_faults = _model(config, catalogs, folder)
@@ -180,13 +180,16 @@ def prepare(config: TrainingConfig, catalogs: Catalogs, *, devices: DeviceManage
 SPLITS = ("train", "validation", "test")
 
 
-def _name_faults(config: TrainingConfig, catalogs: Catalogs) -> list[str]:
+def name_faults(config: TrainingConfig, catalogs: Catalogs) -> list[str]:
+    """Returns one fault for each name that stands for nothing."""
     looked_up: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         ("model", config.model.name, catalogs.models),
         ("loss", config.loss.name, catalogs.losses),
         ("optimizer", config.optimizer.name, catalogs.optimizers),
     )
-    return [f"{kind}.name: {unknown(kind, name, list(known))}" for kind, name, known in looked_up if name not in known]
+    missing = [one for one in looked_up if one[1] not in one[2]]
+    faults = [f"{kind}.name: {unknown(kind, name, list(known))}" for kind, name, known in missing]
+    return [*faults, *metric_faults(config.metrics)]
 
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -310,6 +313,8 @@ def _attached(config: TrainingConfig, module: nn.Module) -> Any:
         targets=adapter.targets,
         dropout=adapter.dropout,
         seed=config.seed,
+        rank_pattern=adapter.rank_pattern,
+        alpha_pattern=adapter.alpha_pattern,
     )
 
 

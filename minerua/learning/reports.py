@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,7 @@ class StartReport:
     history: tuple[EvaluationReport, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(NamedTuple):
     """One optimizer step.
 
     Reading `loss` or `gradient_norm` with `float` may wait for the device: read them when they are shown, not at every

@@ -67,12 +67,12 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     warmup = config.warmup(steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if config.name not in DEPENDS_ON_LENGTH:
+        return 1.0
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     if config.name == "linear":
         return 1.0 + done * (config.floor - 1.0)
-    if config.name == "cosine":
-        return config.floor + (1.0 - config.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
-    return 1.0
+    return config.floor + (1.0 - config.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def _one_cycle(config: ScheduleConfig, step: int, steps: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,43 @@ def content_hash(row: Any) -> int:
     digest = hashlib.blake2b(digest_size=8)
     _feed(digest, row)
     return int.from_bytes(digest.digest(), "little")
+
+
+def key_hashes(keys: Sequence[str]) -> np.ndarray:
+    """Returns `key_hash` of each key: shape (n,), uint64."""
+    texts = (key.encode("utf-8", "surrogatepass") for key in keys)
+    return _numbers(b"".join([hashlib.blake2b(text, digest_size=8).digest() for text in texts]))
+
+
+def _numbers(digests: bytes) -> np.ndarray:
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def content_hashes(rows: Any) -> np.ndarray:
+    """Returns `content_hash` of each row: shape (n,), uint64.
+
+    Args:
+        rows: An array of numbers whose first axis counts the rows, or a sequence of rows.
+
+    Raises:
+        RowError: As `content_hash`.
+
+    Example:
+        >>> rows = np.arange(6.0).reshape(3, 2)
+        >>> content_hashes(rows).tolist() == list(map(content_hash, rows))
+        True
+    """
+    if not isinstance(rows, np.ndarray):
+        return np.array(list(map(content_hash, rows)), np.uint64)
+    first = np.ascontiguousarray(rows[0])
+    start = hashlib.blake2b(f"a{first.dtype.str}{first.shape}".encode(), digest_size=8)
+    content, width = np.ascontiguousarray(rows).tobytes(), first.nbytes
+    digests = bytearray()
+    for place in range(0, len(content), width):
+        digest = start.copy()
+        digest.update(content[place : place + width])
+        digests += digest.digest()
+    return _numbers(bytes(digests))
 
 
 def _feed(digest: Any, value: Any) -> None:

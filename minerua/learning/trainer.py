@@ -33,6 +33,9 @@ from minerua.learning.state import Progress, TrainingState, optimizer_tree, rand
 from minerua.learning.stepping import Guard, Stepper, Taken
 from minerua.learning.stopping import Stopping
 
+ALL_DONE = "all epochs are done"
+"""Why a run ended that nothing ended early."""
+
 
 class ModelTrainer:
     """Trains a model, and can go on where another process was killed, bit for bit.
@@ -83,14 +86,15 @@ class ModelTrainer:
             while self.progress.epoch < self.config.epochs and not self.stopping.reason():
                 for step in self._rest_of_epoch():
                     taken = self._take(step, stop=bool(signals.caught))
-                    self._evaluate_if_due()
-                    if self.stopping.reason():
-                        break
+                    if self._is_due(self.config.evaluate_every_steps):
+                        self._evaluate()
+                        if self.stopping.reason():
+                            break
                     self._save_if_due()
                     if taken.stop or (signals.caught and self.parts.devices.processes == 1):
                         self._stop(signals.caught)
         self._save("regular")
-        return self.stopping.reason() or "all epochs are done"
+        return self.stopping.reason() or ALL_DONE
 
     def _rest_of_epoch(self) -> Iterator[Step]:
         progress = self.progress
@@ -140,9 +144,7 @@ class ModelTrainer:
 
     # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _evaluate_if_due(self) -> None:
-        if not self._is_due(self.config.evaluate_every_steps):
-            return
+    def _evaluate(self) -> None:
         self._refuse_late_faults()
         total, count = self.guard.take_losses()
         training_loss = total / count if count else float("nan")

@@ -33,9 +33,10 @@ class Notes(Observer):
         self._stream = stream
 
     def started(self, report: StartReport) -> None:
-        """Prints one line per note."""
+        """Prints one line per note, with the expert's name where there are several."""
+        whose = f" ({report.name})" if report.name else ""
         for note in report.notes:
-            print(f"note: {note}", file=self._stream or sys.stderr)
+            print(f"note{whose}: {note}", file=self._stream or sys.stderr)
 
 
 class ProgressBar(Observer):

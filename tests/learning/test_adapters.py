@@ -242,6 +242,7 @@ def test_an_adapter_of_another_base_is_refused_when_it_is_merged(tmp_path):
         {"targets": ["head", "down"], "dropout": 0.3},
         {"targets": "all-linear", "rank_pattern": {r"layers\.1\.q_proj": 2, "head": 1}},
         {"targets": r"layers\.\d\.(q|v)_proj", "alpha": 3, "rank": 6},
+        {"rank_pattern": {"v_proj": 1}, "alpha_pattern": {r"layers\.0\.q_proj": 12, "v_proj": 0.5}},
     ],
 )
 def test_peft_reads_what_is_saved_and_gives_the_same_outputs(tmp_path, changes):
@@ -325,6 +326,19 @@ def test_the_first_pattern_of_a_rank_holds():
     assert ranks == {"layers.0.q_proj": 1, "layers.1.q_proj": 2, "layers.0.v_proj": 4, "layers.1.v_proj": 4}
 
 
+def test_an_alpha_of_its_own_is_over_the_rank_that_the_layer_was_given():
+    attached = attach(
+        network(), rank=8, alpha=4, rank_pattern={"v_proj": 2}, alpha_pattern={"layers.0.q_proj": 16, "v_proj": 3}
+    )
+    found = {path: (branch.A.shape[0], branch.scaling) for path, branch in attached.branches.items()}
+    assert found == {
+        "layers.0.q_proj": (6, 2.0),
+        "layers.1.q_proj": (6, 0.5),
+        "layers.0.v_proj": (2, 1.5),
+        "layers.1.v_proj": (2, 1.5),
+    }
+
+
 class WithAttention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -401,6 +415,13 @@ def test_wrong_ranks_and_empty_targets_are_named():
         "rank_pattern: '(' is not a regular expression (missing ), unterminated subpattern at position 7)",
         "rank_pattern: 'down' finds none of the layers that have factors",
         "rank_pattern: 'q_proj' has the rank 0; at least 1 is needed",
+    ]
+    with pytest.raises(LearningError) as error:
+        attach(network(), alpha_pattern={"(": 1, "down": 1, "q_proj": 0.0})
+    assert sorted(error.value.faults) == [
+        "alpha_pattern: '(' is not a regular expression (missing ), unterminated subpattern at position 7)",
+        "alpha_pattern: 'down' finds none of the layers that have factors",
+        "alpha_pattern: 'q_proj' has the alpha 0.0; a positive number is needed",
     ]
     with pytest.raises(LearningError, match="targets is empty; name the layers, or all of them with 'all-linear'"):
         attach(network(), targets=[])

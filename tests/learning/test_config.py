@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import types
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 import pytest
 import yaml
 
 from minerua.errors import ConfigError
 from minerua.learning.config import FREE, TrainingConfig
+from minerua.learning.data_config import DataConfig
 
 LEAST = {"model": "mlp", "loss": "cross-entropy"}
 
@@ -81,6 +85,17 @@ def test_what_binds_a_run_leaves_out_what_no_weight_depends_on() -> None:
     assert set(FREE) & set(config.binding()) == set()
 
 
+def test_the_order_of_patterns_binds_a_run() -> None:
+    one, other = {"q": 2, r"layers\.0": 4}, {r"layers\.0": 4, "q": 2}
+    adapter = {"targets": ["q"], "rank_pattern": one}
+    config = TrainingConfig.read({**LEAST, "adapter": adapter})
+    assert config.changed(seed=0).digest == config.digest
+    assert TrainingConfig.read({**LEAST, "adapter": {**adapter, "rank_pattern": other}}).digest != config.digest
+    assert faults(adapter={**adapter, "rank_pattern": {"q": 0}}) == [
+        "adapter.rank_pattern.q: Input should be greater than or equal to 1, found 0"
+    ]
+
+
 def test_accuracy_is_better_when_it_is_larger() -> None:
     config = TrainingConfig.read({**LEAST, "metrics": ["accuracy"], "stopping": {"metric": "accuracy"}})
     assert (config.mode, TrainingConfig.read(LEAST).mode) == ("max", "min")
@@ -93,10 +108,11 @@ README = (Path(__file__).parents[2] / "minerua" / "learning" / "README.md").read
 
 def documented() -> dict[str, tuple[str, str]]:
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| .+ \|$", README, re.MULTILINE)
-    return {key: (kind, default) for key, kind, default in rows if not key.startswith("data.")}
+    return {key: (kind, default) for key, kind, default in rows}
 
 
 def fields(model: Any = TrainingConfig, place: str = "") -> dict[str, Any]:
+    """Key → field, those of the section `data` last, where the document has them."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         inner = [
@@ -104,17 +120,33 @@ def fields(model: Any = TrainingConfig, place: str = "") -> dict[str, Any]:
             for one in (field.annotation, *getattr(field.annotation, "__args__", ()))
             if hasattr(one, "model_fields")
         ]
-        if name == "data":
-            found["data"] = field
-        elif inner:
-            found |= fields(inner[0], f"{place}{name}.")
-        else:
+        if name == "data" or not inner:
             found[f"{place}{name}"] = field
-    return found
+        else:
+            found |= fields(inner[0], f"{place}{name}.")
+    return found | (fields(DataConfig, "data.") if model is TrainingConfig else {})
+
+
+WORDS = {int: "whole", float: "number", str: "text", bool: "`true`", Path: "path", tuple: "list", dict: "mapping"}
+
+
+def kind_of(annotation: Any) -> str:
+    """The first word of a type, as the document has it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return f"`{inner[0]}`"
+    if origin in (Annotated, types.UnionType, typing.Union):
+        return kind_of(inner[0])
+    return WORDS[origin or annotation]
 
 
 def test_every_key_is_documented_and_no_other() -> None:
     assert list(documented()) == list(fields())
+
+
+@pytest.mark.parametrize("key", [key for key in fields() if key != "data"])
+def test_the_documented_type_is_the_type(key: str) -> None:
+    assert documented()[key][0].split()[0].rstrip(",") == kind_of(fields()[key].annotation)
 
 
 @pytest.mark.parametrize("key", fields())
@@ -126,5 +158,6 @@ def test_the_documented_default_is_the_default(key: str) -> None:
         assert said == "none"
     else:
         default = field.get_default(call_default_factory=True)
-        found = None if said == "none" else yaml.safe_load(said.strip("`"))
-        assert (tuple(found) if isinstance(default, tuple) else found) == default
+        written = said.strip("`")
+        found = None if said == "none" else written if isinstance(default, str) else yaml.safe_load(written)
+        assert pydantic.TypeAdapter(field.annotation).validate_python(found) == default

@@ -41,7 +41,7 @@ def start(out: Path, **more: object) -> StartReport:
 
 
 def step(number: int, **more: object) -> StepReport:
-    return replace(StepReport(number, (number - 1) // 10, 32, 1 / number, 0.1), **more)
+    return StepReport(number, (number - 1) // 10, 32, 1 / number, 0.1)._replace(**more)
 
 
 def evaluation(number: int, **more: object) -> EvaluationReport:

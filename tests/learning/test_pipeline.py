@@ -137,12 +137,13 @@ def test_an_adapter_is_learned_on_a_frozen_base_and_written_in_pefts_layout(tmp_
     digest = write_base(tmp_path)
     changes = {
         "model": {"base": str(tmp_path / "base.safetensors"), "settings": {"dropout": 0.0}},
-        "adapter": {"rank": 2, "targets": ["0", "3"]},
+        "adapter": {"rank": 2, "targets": ["0", "3"], "rank_pattern": {"3": 1}, "alpha_pattern": {"0": 6}},
     }
     learned = pipeline(changes).run(tmp_path / "out")
     base = open_checkpoint(tmp_path / "base.safetensors")
     adapter = open_adapter(learned.model, base)
-    assert set(adapter.factors) == {"0.weight", "3.weight"}
+    assert {name: factors.right.shape[0] for name, factors in adapter.factors.items()} == {"0.weight": 2, "3.weight": 1}
+    assert adapter.config["rank_pattern"] == {"^3": 1}
     metadata = open_checkpoint(learned.model / "adapter_model.safetensors").metadata
     assert metadata["minerua.base"] == digest
     saved = open_checkpoint(tmp_path / "out" / "best.safetensors")

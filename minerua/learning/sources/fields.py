@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, final
 
 import numpy as np
@@ -65,8 +66,48 @@ class Fields:
             self._shape = inputs.shape
         return inputs
 
+    def check_several(self, columns: Sequence[Sequence[Any]]) -> Any:
+        """Returns the inputs of rows after the look that `check` takes at each, all at once.
+
+        Args:
+            columns: For each column in `needed` what the n rows have there.
+
+        Returns:
+            An array whose first axis counts the rows, or a list of texts or mappings of texts; the same as `check`
+            returns of each row.
+
+        Raises:
+            RowError: If a row may be bad, or needs to be looked at by itself; which one, and why, `check` says.
+        """
+        own = columns[: len(self.columns)]
+        if self._text:
+            return [self.inputs(values) for values in zip(*own, strict=True)]
+        rows = self._several_numbers(own)
+        if self._shape not in (None, rows.shape[1:]) or not np.isfinite(rows).all():
+            raise RowError("not alike")
+        self._shape = rows.shape[1:]
+        return rows
+
+    def _several_numbers(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
+        read, wide = (int, np.int64) if self._code is None else (float, np.float64)
+        values = list(chain.from_iterable(columns))
+        kinds = set(map(type, values))
+        if kinds == {str}:
+            are_plain = "_" not in "".join(values)
+        else:
+            are_plain = kinds <= {int, float} and len(columns) > 1 and self._code is not None
+        if not are_plain:
+            raise RowError("not alike")
+        try:
+            wide_values = np.array(list(map(read, values)), wide)
+        except (ValueError, OverflowError):
+            raise RowError("not alike") from None
+        rows = wide_values.reshape(len(columns), -1).T if len(columns) > 1 else wide_values
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused as such
+            return np.ascontiguousarray(rows, self._dtype)
+
     def label(self, values: Sequence[Any]) -> Any:
-        """Returns what stands in the label's column."""
+        """Returns what stands in the label's column: of a row, or of all rows where columns are given."""
         return values[len(self.columns)] if self._label else None
 
     def key(self, values: Sequence[Any]) -> str | None:
@@ -75,12 +116,18 @@ class Fields:
         Raises:
             RowError: If the row has no key.
         """
+        return _key_text(values[len(self.columns) + self._label]) if self._key else None
+
+    def keys(self, columns: Sequence[Sequence[Any]]) -> list[str] | None:
+        """Returns what rows have in the key's column, as `key` does of one.
+
+        Raises:
+            RowError: If a row has no key.
+        """
         if not self._key:
             return None
-        value = values[len(self.columns) + self._label]
-        if value is None or value == "" or isinstance(value, list | dict):
-            raise RowError("missing key", seen(value) if value else "")
-        return str(value)
+        column = columns[len(self.columns) + self._label]
+        return list(column if set(map(type, column)) == {str} and all(column) else map(_key_text, column))
 
     def _one_text(self, value: Any, column: str) -> str:
         if value is None or value == "":
@@ -111,6 +158,12 @@ class Fields:
         if self._dtype.kind == "f":
             return to_floats(value, f"column {seen(column)}", self._dtype)
         return _whole(value, column)
+
+
+def _key_text(value: Any) -> str:
+    if value is None or value == "" or isinstance(value, list | dict):
+        raise RowError("missing key", seen(value) if value else "")
+    return str(value)
 
 
 def _are_plain(values: Sequence[Any]) -> bool:

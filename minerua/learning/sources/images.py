@@ -10,10 +10,11 @@ import numpy as np
 from minerua.errors import ConfigError
 from minerua.learning.data_config import ImagesConfig, LabelsConfig, TransformsConfig
 from minerua.learning.rows import BadRows, RowError, seen
+from minerua.learning.sources.block import Row, singly
 from minerua.learning.sources.index import Stamp
 from minerua.learning.sources.labels import Labels
 from minerua.learning.sources.source import Hashes, Scanned, check_inputs
-from minerua.learning.sources.text_rows import CsvRows, Row
+from minerua.learning.sources.text_rows import CsvRows
 from minerua.learning.splitting import key_hash
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -65,7 +66,7 @@ class ImageRows:
         shape: tuple[int, ...] | None = None
         self._files, self._targets = [], []
         with open(self._stamp.path, "rb") as file:
-            for row in self._rows.find(file):
+            for row in singly(self._rows.find(file)):
                 if row.values == ():
                     blank_lines += 1
                     continue

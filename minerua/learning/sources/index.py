@@ -150,6 +150,17 @@ class IndexWriter:
         if len(self._pending) >= _PENDING:
             self._flush()
 
+    def add_several(
+        self, offsets: np.ndarray, lengths: np.ndarray, hashes: np.ndarray, codes: np.ndarray | None
+    ) -> None:
+        """Adds usable rows: arrays of shape (n,), what `add` takes of each."""
+        self._flush()
+        none = np.full(len(offsets), -1)
+        for file, column, dtype in zip(
+            self._files, (offsets, lengths, hashes, none if codes is None else codes), COLUMNS.values(), strict=True
+        ):
+            file.write(column.astype(dtype).data)
+
     def _flush(self) -> None:
         columns = list(zip(*self._pending, strict=True)) or [()] * len(COLUMNS)
         for file, column, dtype in zip(self._files, columns, COLUMNS.values(), strict=True):

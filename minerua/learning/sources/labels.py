@@ -57,6 +57,43 @@ class Labels:
             self._shape = value.shape
         return None
 
+    def check_several(self, raw: Sequence[Any]) -> np.ndarray | None:
+        """Returns the codes of labels, shape (n,), int32, or `None` where targets are no classes.
+
+        The same as `check` of each in turn; where it raises, no label has been numbered.
+
+        Raises:
+            RowError: If one may be bad; which one, and why, `check` says.
+        """
+        if self.kind == "inputs":
+            return None
+        if self.kind == "class":
+            return self._several_codes([label if type(label) is str else label_text(label) for label in raw])
+        if self.kind == "text" or not self._several_numbers(raw):
+            for one in raw:
+                self.check(one)
+        return None
+
+    def _several_codes(self, labels: Sequence[str]) -> np.ndarray:
+        new = [label for label in dict.fromkeys(labels) if label not in self._codes]
+        if new and (self._declared or len(self._codes) + len(new) > MOST_FOUND or not all(map(str.strip, new))):
+            raise RowError("not alike")
+        self._codes.update(zip(new, range(len(self._codes), len(self._codes) + len(new)), strict=True))
+        return np.array(list(map(self._codes.__getitem__, labels)), np.int32)
+
+    def _several_numbers(self, raw: Sequence[Any]) -> bool:
+        """Whether texts are numbers that stand where they have to; the others are looked at one by one."""
+        if self._shape not in (None, ()) or set(map(type, raw)) != {str} or "_" in "".join(raw):
+            return False
+        try:
+            values = _cast(np.array(list(map(float, raw))), np.float32)
+        except (ValueError, OverflowError):
+            return False
+        sound = np.isfinite(values) & (values >= self._fewest) & (values <= self._most)
+        if sound.all():
+            self._shape = ()
+        return bool(sound.all())
+
     def target(self, raw: Any) -> Any:
         """Returns a number (float32, any shape) or a text; classes are known by their codes alone.
 

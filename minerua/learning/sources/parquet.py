@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from minerua.errors import ConfigError
 from minerua.learning.data_config import LabelsConfig, TableConfig
-from minerua.learning.rows import BadRows, RowError, seen
-from minerua.learning.sources.fields import Fields
-from minerua.learning.sources.index import Index, IndexFolder, IndexWriter, Stamp
-from minerua.learning.sources.labels import Labels
-from minerua.learning.sources.source import Scanned
+from minerua.learning.rows import seen
+from minerua.learning.sources.block import Block
+from minerua.learning.sources.file_table import FileTable
+from minerua.learning.sources.index import Index, IndexFolder, Stamp
 from minerua.learning.sources.text_rows import missing, repeated
-from minerua.learning.splitting import content_hash, key_hash
 
 BATCH_ROWS = 4096
 """How many rows are laid out at a time."""
@@ -31,7 +31,7 @@ _STARTS = "starts.json"
 
 
 @final
-class ParquetTable:
+class ParquetTable(FileTable):
     """A Parquet file.
 
     Args:
@@ -48,59 +48,35 @@ class ParquetTable:
     def __init__(
         self, path: Path, config: TableConfig, labels: LabelsConfig, *, dtype: str, indexes: IndexFolder
     ) -> None:
-        self._stamp = Stamp(path, path.name)
-        self._config, self._labels_config, self._dtype = config, labels, dtype
-        self._fields, self._labels = Fields(config, dtype), Labels(labels)
-        self._indexes = indexes
-        self._index: Index | None = None
-        self._batches: _Batches | None = None
+        super().__init__(path, config, labels, dtype=dtype, indexes=indexes)
         names = _opened(self._stamp).schema_arrow.names
         faults = [f"the column {seen(name)} stands there {names.count(name)} times" for name in repeated(names)]
         faults += missing(self._fields.needed, names)
         if faults:
             raise ConfigError(f"{self._stamp.name} has not the columns that it needs", faults)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None}
+    def _found(self, folder: Path) -> Iterator[Block]:
+        starts = [0]
+        for batch in _laid_out(self._stamp, self._fields.needed, folder / _ROWS):
+            numbers = np.arange(starts[-1], starts[-1] + batch.num_rows)
+            starts.append(starts[-1] + batch.num_rows)
+            if batch.num_rows:
+                columns = [batch.column(column).to_pylist() for column in self._fields.needed]
+                yield Block(numbers, np.zeros_like(numbers), numbers + 1, columns)
+        (folder / _STARTS).write_text(json.dumps(starts[:-1]), encoding="utf-8")
 
-    def scan(self, bad: BadRows) -> Scanned:
-        """Looks at every row, unless an index of this very file is kept."""
-        settings = [self._config.model_dump(mode="json", exclude={"path"}), self._labels_config.model_dump(mode="json")]
-        self._index = self._indexes.index(self._stamp, {"parquet": settings, "dtype": self._dtype}, self._look)
-        return self._index.scanned(bad)
+    def _line(self, line: int) -> str:
+        return f"{self._stamp.name}, row {line}"
 
-    def _look(self, writer: IndexWriter) -> None:
-        fields, labels = Fields(self._config, self._dtype), Labels(self._labels_config)
-        number, starts = 0, []
-        for batch in _laid_out(self._stamp, fields.needed, writer.folder / _ROWS):
-            starts.append(number)
-            for values in _values(batch, fields.needed):
-                self._take(number, values, fields, labels, writer)
-                number += 1
-        writer.names = labels.names
-        (writer.folder / _STARTS).write_text(json.dumps(starts), encoding="utf-8")
+    def _open(self, index: Index) -> _Batches:
+        return _Batches(index.folder)
 
-    def _take(self, number: int, values: Sequence[Any], fields: Fields, labels: Labels, writer: IndexWriter) -> None:
-        try:
-            inputs = fields.check(values)
-            key = fields.key(values)
-            code = labels.check(fields.label(values))
-            writer.add(number, 0, content_hash(inputs) if key is None else key_hash(key), code)
-        except RowError as error:
-            writer.bad.add(f"{self._stamp.name}, row {number + 1}", error)
-
-    def read(self, i: int) -> tuple[Any, Any]:
-        """Returns inputs and target of usable row i."""
-        if self._index is None:
-            raise ConfigError(f"{self._stamp.name} has not been looked through; call scan first")
-        if self._batches is None:
-            self._batches = _Batches(self._index.folder)
-        values = self._batches.row(self._index.place(i)[0], self._fields.needed)
-        return self._fields.inputs(values), self._labels.target(self._fields.label(values))
+    def _values(self, offset: int, length: int) -> Sequence[Any]:
+        return self._opened.row(offset, self._fields.needed)
 
     def place(self, i: int) -> str:
         """Returns the file and the number of usable row i, counted from 1."""
-        return self._stamp.name if self._index is None else f"{self._stamp.name}, row {self._index.place(i)[0] + 1}"
+        return self._stamp.name if self._index is None else self._line(self._index.place(i)[0] + 1)
 
 
 def _arrow(module: str) -> Any:
@@ -132,11 +108,6 @@ def _laid_out(stamp: Stamp, columns: Sequence[str], path: Path) -> Iterator[Any]
                     yield batch
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{stamp.name} is damaged: {seen(str(error))}") from error
-
-
-def _values(batch: Any, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
-    """Yields the rows of a batch."""
-    return zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
 
 
 @final

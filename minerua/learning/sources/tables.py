@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from minerua.errors import ConfigError
 from minerua.learning.data_config import LabelsConfig, TableConfig
-from minerua.learning.rows import BadRows, RowError
-from minerua.learning.sources.fields import Fields
-from minerua.learning.sources.index import Index, IndexFolder, IndexWriter, Stamp
-from minerua.learning.sources.labels import Labels
-from minerua.learning.sources.source import Scanned
-from minerua.learning.sources.text_rows import CsvRows, JsonRows, Row, TextRows
-from minerua.learning.splitting import content_hash, key_hash
+from minerua.learning.sources.block import Block, Row
+from minerua.learning.sources.file_table import FileTable
+from minerua.learning.sources.index import Index, IndexFolder, Stamp
+from minerua.learning.sources.text_rows import CsvRows, JsonRows, TextRows
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 
@@ -32,7 +30,7 @@ def format_of(path: Path, config: TableConfig) -> str:
 
 
 @final
-class TextTable:
+class TextTable(FileTable):
     """A CSV or JSONL file.
 
     Args:
@@ -49,18 +47,10 @@ class TextTable:
     def __init__(
         self, path: Path, config: TableConfig, labels: LabelsConfig, *, dtype: str, indexes: IndexFolder
     ) -> None:
-        self._stamp = Stamp(path, path.name)
-        self._config, self._labels_config, self._dtype = config, labels, dtype
-        self._fields, self._labels = Fields(config, dtype), Labels(labels)
-        self._indexes = indexes
-        self._index: Index | None = None
-        self._file: _File | None = None
-        self._rows = self._opened()
+        super().__init__(path, config, labels, dtype=dtype, indexes=indexes)
+        self._rows = self._format()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
-    def _opened(self) -> TextRows:
+    def _format(self) -> TextRows:
         needed, longest = self._fields.needed, self._config.longest_row_bytes
         if format_of(self._stamp.path, self._config) == "jsonl":
             return JsonRows(needed, longest=longest)
@@ -71,41 +61,18 @@ class TextTable:
         except OSError as error:
             raise ConfigError(f"cannot read {self._stamp.name}: {error.strerror or error}") from error
 
-    def scan(self, bad: BadRows) -> Scanned:
-        """Looks at every row, unless an index of this very file is kept."""
-        settings = [self._config.model_dump(mode="json", exclude={"path"}), self._labels_config.model_dump(mode="json")]
-        self._index = self._indexes.index(self._stamp, {"table": settings, "dtype": self._dtype}, self._look)
-        return self._index.scanned(bad)
-
-    def _look(self, writer: IndexWriter) -> None:
-        fields, labels = Fields(self._config, self._dtype), Labels(self._labels_config)
+    def _found(self, folder: Path) -> Iterator[Block | Row]:
         with open(self._stamp.path, "rb") as file:
-            for row in self._rows.find(file):
-                self._take(row, fields, labels, writer)
-        writer.names = labels.names
+            yield from self._rows.find(file)
 
-    def _take(self, row: Row, fields: Fields, labels: Labels, writer: IndexWriter) -> None:
-        try:
-            if row.error is not None:
-                raise row.error
-            if not row.values:
-                writer.blank_lines += 1
-                return
-            inputs = fields.check(row.values)
-            key = fields.key(row.values)
-            code = labels.check(fields.label(row.values))
-            writer.add(row.offset, row.length, content_hash(inputs) if key is None else key_hash(key), code)
-        except RowError as error:
-            writer.bad.add(f"{self._stamp.name}:{row.line}", error)
+    def _line(self, line: int) -> str:
+        return f"{self._stamp.name}:{line}"
 
-    def read(self, i: int) -> tuple[Any, Any]:
-        """Returns inputs and target of usable row i."""
-        if self._index is None:
-            raise ConfigError(f"{self._stamp.name} has not been looked through; call scan first")
-        if self._file is None:
-            self._file = _File(self._stamp)
-        values = self._rows.parse(self._file.read(*self._index.place(i)))
-        return self._fields.inputs(values), self._labels.target(self._fields.label(values))
+    def _open(self, index: Index) -> _File:
+        return _File(self._stamp)
+
+    def _values(self, offset: int, length: int) -> Sequence[Any]:
+        return self._rows.parse(self._opened.read(offset, length))
 
     def place(self, i: int) -> str:
         """Returns the file and the first byte of usable row i."""

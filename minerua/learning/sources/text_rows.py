@@ -6,42 +6,32 @@ quotes, mean the same in both. A row that cannot be read costs one line: what fo
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple, Protocol, final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Protocol, final
+
+import numpy as np
 
 from minerua.errors import ConfigError
 from minerua.learning.rows import RowError, seen
+from minerua.learning.sources.block import Block, Row
 
 BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _CHUNK = 1 << 16
-
-
-class Row(NamedTuple):
-    """A row as a look through a file finds it.
-
-    Args:
-        offset: Its first byte.
-        length: Its bytes, line end included.
-        line: Its first line, counted from 1.
-        values: What it has in the wanted columns; `None` if it is bad, empty if it is blank.
-        error: What is wrong with it.
-    """
-
-    offset: int
-    length: int
-    line: int
-    values: Sequence[Any] | None
-    error: RowError | None = None
+_MOST_AHEAD, _LEAST_AHEAD = 1 << 15, 1 << 12
+"""How many bytes are looked at together: as many as a cache holds with what is made of them; fewer where rows are bad,
+because what follows a bad row is looked at again."""
 
 
 class TextRows(Protocol):
     """How a text format has its rows."""
 
-    def find(self, file: BinaryIO) -> Iterator[Row]:
-        """Yields all rows of a file."""
+    def find(self, file: BinaryIO) -> Iterator[Block | Row]:
+        """Yields all rows of a file in order: sound ones in blocks, each other one by itself."""
         ...
 
     def parse(self, raw: bytes) -> Sequence[Any]:
@@ -58,6 +48,7 @@ class _Lines:
 
     def __init__(self, file: BinaryIO, longest: int) -> None:
         self._file, self._longest = file, longest
+        self._ahead = min(_MOST_AHEAD, longest)
         self.position = len(BOM) if file.read(len(BOM)) == BOM else 0
         file.seek(self.position)
         self.line = 0
@@ -91,6 +82,36 @@ class _Lines:
         self.position += len(raw)
         self.line += bool(raw)
         return raw
+
+    def ahead(self) -> tuple[bytes, str]:
+        """Returns the whole lines that follow, some kilobytes of them, as far as they are text; goes nowhere."""
+        raw = self._file.read(self._ahead)
+        self._file.seek(self.position)
+        self._ahead = min(_LEAST_AHEAD, self._longest)  # unless rows are taken
+        raw = raw[: raw.rfind(b"\n", 0, raw.find(0) if 0 in raw else len(raw)) + 1]
+        try:
+            return raw, raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raw = raw[: raw.rfind(b"\n", 0, error.start) + 1]
+            return raw, raw.decode("utf-8")
+
+    def taken(self, raw: bytes, ends: Sequence[int], columns: Sequence[Sequence[Any]]) -> Block:
+        """Goes behind sound rows.
+
+        Args:
+            raw: What `ahead` returned.
+            ends: Behind which of its lines each row ends, counted from 1; at least one.
+            columns: What the rows have in the wanted columns.
+        """
+        behind = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1  # each line's end
+        last = np.array(ends)
+        stops = np.concatenate([[0], behind[last - 1]])
+        lines = self.line + 1 + np.concatenate([[0], last[:-1]])
+        block = Block(self.position + stops[:-1], np.diff(stops), lines, columns)
+        self.position, self.line = self.position + int(stops[-1]), self.line + ends[-1]
+        self._file.seek(self.position)
+        self._ahead = min(max(2 * int(stops[-1]), _LEAST_AHEAD), _MOST_AHEAD, self._longest)
+        return block
 
     def skip_line(self) -> None:
         """Goes to the end of the row's first line, however long that is."""
@@ -127,6 +148,21 @@ def check_encoding(start: bytes, name: str) -> None:
             raise ConfigError(f"{name} is written in {encoding}; save it as UTF-8")
 
 
+def _found(
+    lines: _Lines, block: Callable[[_Lines], Block | None], row: Callable[[_Lines], Row | None]
+) -> Iterator[Block | Row]:
+    """Yields blocks of rows and, after each, the row that is no part of it: a bad or blank one, or just the next."""
+    while True:
+        sound = block(lines)
+        if sound is not None:
+            yield sound
+        lines.begin()
+        one = row(lines)
+        if one is None:
+            return
+        yield one
+
+
 # ── CSV ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -160,7 +196,7 @@ class CsvRows:
         file.seek(0)
         lines = _Lines(file, self._longest)
         try:
-            header = next(csv.reader(lines, delimiter=self._delimiter, strict=True), [])
+            header = next(self._reader(lines), [])
         except (csv.Error, RowError) as error:
             raise ConfigError(f"the header of {name} cannot be read: {seen(str(error))}") from error
         if lines.error is not None:
@@ -171,26 +207,40 @@ class CsvRows:
             )
         return header
 
-    def find(self, file: BinaryIO) -> Iterator[Row]:
-        """Yields all rows of the file, which is at its start; the header is none."""
+    def find(self, file: BinaryIO) -> Iterator[Block | Row]:
+        """Yields all rows of the file, which is at its start, sound ones in blocks; the header is none."""
         lines = _Lines(file, self._longest)
         with _FieldsUpTo(self._longest):
-            reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
-            next(reader)
-            while True:
-                lines.begin()
-                try:
-                    row = next(reader, None)
-                except (csv.Error, RowError) as error:
-                    lines.skip_line()
-                    reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
-                    yield self._found(lines, None, error if isinstance(error, RowError) else _not_csv(error))
-                    continue
-                if row is None:
-                    return
-                yield self._found(lines, row, lines.error)
+            next(self._reader(lines))
+            yield from _found(lines, self._block, self._row)
 
-    def _found(self, lines: _Lines, row: list[str] | None, error: RowError | None) -> Row:
+    def _reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+
+    def _block(self, lines: _Lines) -> Block | None:
+        """Takes the rows that follow, up to the first that is bad, blank or cut off."""
+        raw, text = lines.ahead()
+        rows: list[list[str]] = []
+        ends: list[int] = []
+        reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=self._delimiter, strict=True)
+        with contextlib.suppress(csv.Error):  # the row is read again by itself, which says what is wrong
+            for row in reader:
+                if len(row) != self._width:
+                    break
+                rows.append(row)
+                ends.append(reader.line_num)
+        columns = list(zip(*rows, strict=True))
+        return lines.taken(raw, ends, [columns[k] for k in self._columns]) if rows else None
+
+    def _row(self, lines: _Lines) -> Row | None:
+        try:
+            row = next(self._reader(lines), None)
+        except (csv.Error, RowError) as error:
+            lines.skip_line()
+            return self._judged(lines, None, error if isinstance(error, RowError) else _not_csv(error))
+        return None if row is None else self._judged(lines, row, lines.error)
+
+    def _judged(self, lines: _Lines, row: list[str] | None, error: RowError | None) -> Row:
         values: Sequence[str] | None = None
         if row == [] and error is None:
             values = ()
@@ -213,8 +263,8 @@ class CsvRows:
         try:
             if len(raw) > csv.field_size_limit():
                 with _FieldsUpTo(self._longest):
-                    return self._wanted(next(csv.reader([text], delimiter=self._delimiter, strict=True)))
-            return self._wanted(next(csv.reader([text], delimiter=self._delimiter, strict=True)))
+                    return self._wanted(next(self._reader([text])))
+            return self._wanted(next(self._reader([text])))
         except (csv.Error, StopIteration) as error:
             raise _not_csv(error) from None
 
@@ -276,23 +326,31 @@ class JsonRows:
         self._needed, self._longest = state
         self._strict, self._quick = _decoders()
 
-    def find(self, file: BinaryIO) -> Iterator[Row]:
-        """Yields all rows of the file, which is at its start."""
-        lines = _Lines(file, self._longest)
-        while True:
-            lines.begin()
-            raw = lines.raw()
-            if not raw:
-                return
-            values, error = None, None
-            try:
-                if len(raw) > self._longest:
-                    lines.skip_line()
-                    raise RowError("row too long", f"more than {self._longest} bytes")
-                values = self._values(raw, self._strict) if raw.strip() else ()
-            except RowError as wrong:
-                error = wrong
-            yield Row(lines.offset, lines.position - lines.offset, lines.first_line, values, error)
+    def find(self, file: BinaryIO) -> Iterator[Block | Row]:
+        """Yields all rows of the file, which is at its start, sound ones in blocks."""
+        return _found(_Lines(file, self._longest), self._block, self._row)
+
+    def _block(self, lines: _Lines) -> Block | None:
+        """Takes the rows that follow, up to the first that is bad, blank or cut off."""
+        raw, text = lines.ahead()
+        rows: list[Sequence[Any]] = []
+        with contextlib.suppress(RowError):  # the row is read again by itself, which says where it stands
+            rows.extend(self._values(line, self._strict) for line in io.StringIO(text, newline="\n"))
+        return lines.taken(raw, range(1, len(rows) + 1), list(zip(*rows, strict=True))) if rows else None
+
+    def _row(self, lines: _Lines) -> Row | None:
+        raw = lines.raw()
+        if not raw:
+            return None
+        values, error = None, None
+        try:
+            if len(raw) > self._longest:
+                lines.skip_line()
+                raise RowError("row too long", f"more than {self._longest} bytes")
+            values = self._values(decoded(raw), self._strict) if raw.strip() else ()
+        except RowError as wrong:
+            error = wrong
+        return Row(lines.offset, lines.position - lines.offset, lines.first_line, values, error)
 
     def parse(self, raw: bytes) -> Sequence[Any]:
         """Returns what the bytes of one row have under the wanted keys.
@@ -300,11 +358,11 @@ class JsonRows:
         Raises:
             RowError: If they are not one JSON object.
         """
-        return self._values(raw, self._quick)
+        return self._values(decoded(raw), self._quick)
 
-    def _values(self, raw: bytes, decoder: json.JSONDecoder) -> Sequence[Any]:
+    def _values(self, text: str, decoder: json.JSONDecoder) -> Sequence[Any]:
         try:
-            row = decoder.decode(decoded(raw))
+            row = decoder.decode(text)
         except RecursionError:
             raise RowError("not JSON", "nested deeper than can be read") from None
         except ValueError as error:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minerua.errors import ConfigError
 from minerua.learning.rows import RowError
+from minerua.learning.sources.block import singly
 from minerua.learning.sources.text_rows import CsvRows, JsonRows
 
 
@@ -17,11 +18,11 @@ def csv_rows(content, needed, *, delimiter=",", longest=1000):
 
 
 def found(content, needed=("x", "y"), **settings):
-    return list(csv_rows(content, needed, **settings).find(io.BytesIO(content)))
+    return list(singly(csv_rows(content, needed, **settings).find(io.BytesIO(content))))
 
 
 def found_json(content, needed=("x",), longest=1000):
-    return list(JsonRows(needed, longest=longest).find(io.BytesIO(content)))
+    return list(singly(JsonRows(needed, longest=longest).find(io.BytesIO(content))))
 
 
 def faults(rows):
@@ -48,7 +49,7 @@ def test_every_row_is_found_where_it_lies_whatever_is_quoted(rows, mark, ending,
     writer.writerows([("x", "y"), *rows])
     content = mark + text.getvalue().encode()
     reader = csv_rows(content, ("y", "x"), delimiter=delimiter)
-    there = list(reader.find(io.BytesIO(content)))
+    there = list(singly(reader.find(io.BytesIO(content))))
     assert [tuple(row.values[::-1]) for row in there] == rows
     for row in there:
         assert list(reader.parse(content[row.offset : row.offset + row.length])) == list(row.values)
@@ -105,7 +106,7 @@ def test_a_field_may_be_longer_than_the_csv_module_s_own_limit():
     before = csv.field_size_limit()
     content = b"x,y\n" + b"z" * (before + 10) + b",1\n"
     reader = csv_rows(content, ("x",), longest=1 << 20)
-    (row,) = reader.find(io.BytesIO(content))
+    (row,) = singly(reader.find(io.BytesIO(content)))
     assert len(row.values[0]) == before + 10
     assert len(reader.parse(content[row.offset :])[0]) == before + 10
     assert csv.field_size_limit() == before
@@ -151,7 +152,7 @@ def test_bytes_that_are_no_row_any_more_are_refused():
 def test_every_line_is_a_row(rows):
     content = b"\xef\xbb\xbf" + b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
     reader = pickle.loads(pickle.dumps(JsonRows(("a", "b"), longest=10_000)))
-    there = list(reader.find(io.BytesIO(content)))
+    there = list(singly(reader.find(io.BytesIO(content))))
     assert [row.values for row in there] == [[row.get("a"), row.get("b")] for row in rows]
     for row in there:
         assert reader.parse(content[row.offset : row.offset + row.length]) == row.values
