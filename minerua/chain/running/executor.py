@@ -203,7 +203,8 @@ class ChainExecutor:
         """
         program, given = self._program(outputs, in_loop=True), self._checked(inputs)
         deadline = _deadline(timeout_seconds)
-        await self._enter_async(timeout_seconds, cancel)
+        if not self._admission.try_enter():
+            await self._enter_async(timeout_seconds, cancel)
         try:
             if deadline is None and cancel is None and (program.is_joined_line or program.is_plain_line):
                 return await self._run_line_in_loop(Line(self._means, program, next(self._numbers), given))
@@ -303,7 +304,8 @@ class ChainExecutor:
         """
         program, given = self._program(outputs, in_loop=True), self._checked(inputs)
         deadline = _deadline(timeout_seconds)
-        await self._enter_async(timeout_seconds, cancel)
+        if not self._admission.try_enter():
+            await self._enter_async(timeout_seconds, cancel)
         channel = Channel(PARTIALS_WAITING)
         run, over = self._run_in_loop(program, given, channel)
         try:
@@ -333,8 +335,6 @@ class ChainExecutor:
             raise self._too_late(timeout_seconds)
 
     async def _enter_async(self, timeout_seconds: float | None, cancel: CancelToken | None) -> None:
-        if self._admission.try_enter():
-            return
         cancelled = None if cancel is None else lambda: cancel.cancelled
         if not await self._admission.enter_async(timeout_seconds, cancelled):
             raise self._too_late(timeout_seconds)
