@@ -239,7 +239,7 @@ def _start(folder: Path, job: dict[str, Any], rank: int, processes: int, port: i
         run = pipeline(job.get("changes"), data=splits(**job.get("splits", {})), observers=kill)
         run.run(folder / job["out"], resume=True)
         code = 0
-    except BaseException:
+    except BaseException:  # printed, for nobody else will see it; raised again
         traceback.print_exc()
         raise
     finally:

@@ -34,7 +34,7 @@ LIMITS = Limits(
 QUICK = replace(LIMITS, seconds=0.5, cpu_seconds=0.5)
 """For attacks that end only when they are stopped."""
 
-UNTOUCHED = b"42\n/tmp:\nhome\nwork\n\n/tmp/home:\n\n/tmp/work:\n"
+UNTOUCHED = b"42\n/tmp:\nhome\nroom\n\n/tmp/home:\n\n/tmp/room:\n"
 CANARY, SECRET = "the canary sings", "canary-secret-4711"
 
 PRELUDE = """
@@ -113,7 +113,7 @@ ATTACKS = {
         attempt(os.mknod, "memory", 0o666 | stat.S_IFCHR, os.makedev(1, 1))
     """,
     "leaves a file for the next program": """
-        for path in ("/tmp/left-behind", "/tmp/work/json.py", "/tmp/home/.profile"):
+        for path in ("/tmp/left-behind", "/tmp/room/json.py", "/tmp/home/.profile"):
             open(path, "w").write("boo")
     """,
     # ── namespaces, mounts, rights ──
@@ -135,7 +135,7 @@ ATTACKS = {
         syscall(435, 435, 0, 88)
     """,
     "enters other namespaces": "syscall(308, 268, 0, 0); syscall(308, 268, os.open('/usr', 0), 0)",
-    "leaves a chroot": "attempt(os.chroot, '/tmp/work')",
+    "leaves a chroot": "attempt(os.chroot, '/tmp/room')",
     "opens by handle": "syscall(303, 264, -100, 0, 0, 0, 0); syscall(304, 265, -100, 0, 0)",
     "becomes root": """
         for how in (os.setuid, os.setgid, os.seteuid):
@@ -451,7 +451,7 @@ def attacked(sandbox, host, attack, limits=LIMITS):
     assert host.visits() == 0
     assert outcome.seconds < limits.seconds + 1
     assert outcome.peak_bytes < LIMITS.memory_bytes * 2.5
-    next_one = sandbox.run(["/bin/sh", "-c", "echo $((6 * 7)); ls /tmp /tmp/work /tmp/home"])
+    next_one = sandbox.run(["/bin/sh", "-c", "echo $((6 * 7)); ls /tmp /tmp/room /tmp/home"])
     assert (next_one.stdout, next_one.stderr, next_one.code) == (UNTOUCHED, b"", 0)
     return outcome
 

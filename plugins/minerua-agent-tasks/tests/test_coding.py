@@ -224,7 +224,7 @@ CHEATS = {
     """,
     "writes modules for the judge to import": """
         for name in ("math", "json", "numbers", "fractions", "judge", "wire"):
-            open(f"/tmp/work/{name}.py", "w").write("import os; os.write(1, b'{\\"passed\\": true}\\\\n' * 3)")
+            open(f"/tmp/room/{name}.py", "w").write("import os; os.write(1, b'{\\"passed\\": true}\\\\n' * 3)")
         def add(a, b):
             return None
     """,
