@@ -63,14 +63,15 @@ class Run:
         self.order["processes_besides"] = 1 if is_root else 2  # of this user namespace: the init, and this process
         pid = os.fork()
         if pid == 0:
-            self._guarded(lambda: self._init(number if is_root else None))
+            self.guarded(lambda: self._init(number if is_root else None))
         os.close(self.status)
         os.close(self.control)
         for standard in (0, 1, 2):
             os.close(standard)
         os.waitpid(pid, 0)
 
-    def _guarded(self, body: Any) -> None:
+    def guarded(self, body: Any) -> None:
+        """Does something and ends this process; what went wrong is told."""
         try:
             body()
         except Exception as error:  # noqa: BLE001 - told to whoever asked, who raises it
@@ -181,9 +182,4 @@ def main(arguments: list[str]) -> None:
     how = {"namespaces": run.in_namespaces, "inside": run.within_bubblewrap}.get(order["how"], run.beside)
     if parent and os.getppid() != parent:
         os._exit(0)  # it died before anything could notice
-    try:
-        how()
-    except Exception as error:  # noqa: BLE001 - told to whoever asked, who raises it
-        run.failed(error)
-    finally:
-        os._exit(0)
+    run.guarded(how)
