@@ -111,6 +111,59 @@ class EvolutionConfig(_Section):
         return self
 
 
+class ModelConfig(_Section):
+    """How weights become something callable; a bare text is its name.
+
+    Args:
+        name: Name of the model kind.
+        settings: What a kind that has settings is made from.
+    """
+
+    name: str
+    settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict, cls)):
+            raise ValueError("must be a name, or a mapping with name and settings")
+        return {"name": value} if isinstance(value, str) else value
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> Any:
+        return handler(self) if self.settings else self.name
+
+
+class TaskConfig(_Section):
+    """A task; a bare text is its name and its evaluator's.
+
+    Args:
+        name: What it is called in this run; by default its evaluator's name.
+        evaluator: What scores it; by default of the same name.
+        settings: What an evaluator that has settings is made from.
+    """
+
+    name: str
+    evaluator: str
+    settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict, cls)):
+            raise ValueError("must be an evaluator's name, or a mapping with evaluator, settings and name")
+        if isinstance(value, str):
+            return {"name": value, "evaluator": value}
+        if isinstance(value, dict) and ("name" in value) != ("evaluator" in value):
+            either = value.get("name", value.get("evaluator"))
+            return {"name": either, "evaluator": either, **value}
+        return value
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> Any:
+        return handler(self) if self.settings or self.name != self.evaluator else self.name
+
+
 class RunConfig(_Section):
     """A whole run.
 
@@ -119,8 +172,9 @@ class RunConfig(_Section):
         seed: Seed of everything random.
         base: Checkpoint that all experts were fine-tuned from; relative paths start at the run file.
         experts: Name → checkpoint or LoRA adapter folder, at least two.
-        model: Name of the model kind that turns weights into something callable.
-        tasks: Names of the evaluators, at least two; archive i has task i as quality.
+        model: The model kind that turns weights into something callable: its name, or `name` and `settings`.
+        tasks: At least two; archive i has task i as quality. An evaluator's name, or `evaluator`, `settings` and a
+            `name` for the task.
         evolution: How the population evolves.
         splits: How items are dealt out.
         time_limit_seconds: How long one model may take on one task.
@@ -130,18 +184,23 @@ class RunConfig(_Section):
     seed: Whole = pydantic.Field(default=0, ge=0, lt=2**63)
     base: Path
     experts: dict[str, Path] = pydantic.Field(min_length=2)
-    model: str
-    tasks: tuple[str, ...] = pydantic.Field(min_length=2)
+    model: ModelConfig
+    tasks: tuple[TaskConfig, ...] = pydantic.Field(min_length=2)
     evolution: EvolutionConfig = EvolutionConfig()
     splits: SplitsConfig = SplitsConfig()
     time_limit_seconds: Real = pydantic.Field(default=600.0, gt=0)
 
     @pydantic.field_validator("tasks")
     @classmethod
-    def _unique(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(tasks)) < len(tasks):
+    def _unique(cls, tasks: tuple[TaskConfig, ...]) -> tuple[TaskConfig, ...]:
+        if len({task.name for task in tasks}) < len(tasks):
             raise ValueError("a task is named twice")
         return tasks
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, in order."""
+        return tuple(task.name for task in self.tasks)
 
     def plain(self) -> dict[str, Any]:
         """Returns the file as JSON would hold it, defaults filled in."""
@@ -208,21 +267,31 @@ def validate(content: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     try:
         return RunConfig.model_validate(content), []
     except pydantic.ValidationError as error:
-        return None, [_fault(fault) for fault in error.errors()]
+        faults = error.errors()
+        places = [fault["loc"] for fault in faults]
+        return None, [_fault(fault) for fault in faults if not _is_consequence(fault, places)]
 
 
-_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
-    (): RunConfig,
-    ("evolution",): EvolutionConfig,
-    ("splits",): SplitsConfig,
+_SECTIONS: dict[str, type[_Section]] = {
+    "": RunConfig,
+    "evolution": EvolutionConfig,
+    "splits": SplitsConfig,
+    "model": ModelConfig,
+    "tasks": TaskConfig,
 }
+
+
+def _is_consequence(fault: Any, places: list[tuple[int | str, ...]]) -> bool:
+    """Whether a list is too short only because some of what stands in it is wrong."""
+    place = fault["loc"]
+    return fault["type"] == "too_short" and any(other[: len(place)] == place != other for other in places)
 
 
 def _fault(fault: Any) -> str:
     """Says in one line where a mistake is and what to do about it."""
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = list(_SECTIONS[fault["loc"][:-1]].model_fields)
+        known = list(_SECTIONS[fault["loc"][0] if len(fault["loc"]) > 1 else ""].model_fields)
         nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
         return f"{place}: unknown key; {hint}"

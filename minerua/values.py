@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from minerua.errors import ConfigError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -167,6 +169,22 @@ class SkillContext:
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """What a model kind or an evaluator that is made from settings may look at.
+
+    Args:
+        folder: Where relative paths in the settings begin: the folder of the run file.
+        base: The checkpoint that all experts share, as the run file names it: a file or a folder; `None` where there
+            is none.
+        workers: How many items an evaluator may work on at the same time. No outcome depends on it.
+    """
+
+    folder: Path
+    base: Path | None = None
+    workers: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class JoinedStep:
     """One of several neighbouring steps that become a single skill.
@@ -267,12 +285,18 @@ class LossSpec:
     count: Callable[..., float] | None = None
 
 
+def _unconfigured(*_: Any) -> Any:
+    """Stands where a spec with `configure` has nothing to call."""
+    raise ConfigError("this is a family that must be configured first: name its settings in the run file")
+
+
 @dataclass(frozen=True)
 class EvaluatorSpec:
     """A named task: items, and a way to score a model on them.
 
     Args:
-        name: Lower case, words joined by `-`; unique among all evaluators.
+        name: Lower case, words joined by `-`; unique among all evaluators. A run file may give a task a name of its
+            own.
         items: `items()` returns the ids of all items, each a non-empty string, unique, in any order. Items that show
             the same thing in two tasks should share their id: an id falls into the same split everywhere.
         evaluate: `evaluate(model, ids, seed)` scores the callable that `ModelSpec.build` made on the named items and
@@ -280,13 +304,36 @@ class EvaluatorSpec:
         inputs: `inputs(ids)` returns the unlabelled inputs of these items in the form that `ModelSpec.activations`
             takes, or `None` where the task has none to offer; activation-aware merging needs it.
         version: Changes whenever outcomes may; part of every cache key.
+        configure: `configure(settings, context)` returns the evaluator that the settings of a task describe; for
+            families of evaluators, such as those over files. Such a spec has no `items` and no `evaluate` of its own.
+        evaluate_many: `evaluate_many(models, ids, seed)` scores several models at once, `ids[k]` for `models[k]`, and
+            returns for each what `evaluate` would; `None`: one by one.
     """
 
     name: str
-    items: Callable[[], Sequence[str]]
-    evaluate: Callable[[Any, Sequence[str], int], Sequence[float] | np.ndarray]
+    items: Callable[[], Sequence[str]] = _unconfigured
+    evaluate: Callable[[Any, Sequence[str], int], Sequence[float] | np.ndarray] = _unconfigured
     inputs: Callable[[Sequence[str]], Any] | None = None
     version: str = "1"
+    configure: Callable[[Mapping[str, Any], RunContext], EvaluatorSpec] | None = None
+    evaluate_many: (
+        Callable[[Sequence[Any], Sequence[Sequence[str]], int], Sequence[Sequence[float] | np.ndarray]] | None
+    ) = None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a child adds to one tensor of the base: `left @ core @ right.T`, in float32.
+
+    Args:
+        core: Shape (R, R'), float32, the child's own; without bases the change itself, in the tensor's shape.
+        left: Shape (m, R), float32, shared by all children of a population; `None` for the identity.
+        right: Shape (n, R'), float32, shared; `None` for the identity.
+    """
+
+    core: np.ndarray
+    left: np.ndarray | None = None
+    right: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -303,13 +350,20 @@ class ModelSpec:
         version: Changes whenever results may; part of every cache key.
         module: `module(**settings)` returns a fresh `torch.nn.Module` that can be learned: its `state_dict` has the
             names of the weights, `forward(inputs)` takes a batch of a dataset's inputs. `None`: it cannot be learned.
+        configure: `configure(settings, context)` returns the model kind that settings describe. Such a spec has no
+            `build` of its own; it may have a `module`.
+        open: `open(base)` loads the base once, tensor name → array as for `build`, and returns `children(changes)`:
+            one callable per child, of tensor name → `Change` each, which are valid until it is called again. With it
+            several children are scored over one base. `None`: each child is built by itself.
     """
 
     name: str
-    build: Callable[[Mapping[str, np.ndarray]], Any]
+    build: Callable[[Mapping[str, np.ndarray]], Any] = _unconfigured
     activations: Callable[[Any, Any], Mapping[str, np.ndarray]] | None = None
     version: str = "1"
     module: Callable[..., Any] | None = None
+    configure: Callable[[Mapping[str, Any], RunContext], ModelSpec] | None = None
+    open: Callable[[Mapping[str, np.ndarray]], Callable[[Sequence[Mapping[str, Change]]], Sequence[Any]]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from minerua.config import EvolutionConfig, RunConfig, SplitsConfig, read_yaml, validate
+from minerua.config import EvolutionConfig, ModelConfig, RunConfig, SplitsConfig, TaskConfig, read_yaml, validate
 from minerua.errors import ConfigError
 from minerua.values import SPLITS
 
@@ -32,7 +32,24 @@ def test_the_smallest_run_file_is_filled_up_with_defaults():
     assert faults == []
     assert (config.seed, config.evolution.variant, config.splits.fractions["search"]) == (0, "minerua", 0.4)
     assert tuple(config.splits.fractions) == SPLITS
-    assert config.tasks == ("s", "t")
+    assert (config.model.name, config.model.settings) == ("m", {})
+    assert config.task_names == ("s", "t")
+
+
+def test_models_and_tasks_may_have_settings_and_are_written_back_as_they_were():
+    model = {"name": "m", "settings": {"top": 3}}
+    tasks = [
+        {"name": "first", "evaluator": "code", "settings": {"path": "a"}},
+        {"evaluator": "code", "settings": {"path": "b"}},
+        {"name": "alone"},
+        "plain",
+    ]
+    config, faults = validate({**SMALLEST, "model": model, "tasks": tasks})
+    assert faults == []
+    assert config.task_names == ("first", "code", "alone", "plain")
+    assert [task.evaluator for task in config.tasks] == ["code", "code", "alone", "plain"]
+    assert config.plain()["model"] == model
+    assert config.plain()["tasks"] == [tasks[0], {"name": "code", **tasks[1]}, "alone", "plain"]
 
 
 def test_a_configuration_survives_json_and_validation():
@@ -43,7 +60,7 @@ def test_a_configuration_survives_json_and_validation():
     assert again.plain() == config.plain()
 
 
-@pytest.mark.parametrize("section", [RunConfig, EvolutionConfig, SplitsConfig])
+@pytest.mark.parametrize("section", [RunConfig, EvolutionConfig, SplitsConfig, ModelConfig, TaskConfig])
 def test_every_key_is_described_in_its_section_s_docstring(section):
     for key in section.model_fields:
         assert f"\n        {key}: " in section.__doc__
@@ -112,7 +129,18 @@ def test_wrong_and_missing_keys_are_told_with_their_place_and_the_nearest_one(ch
         ({"experts": ["x", "y"]}, "experts: Input should be a valid dictionary, found ['x', 'y']"),
         ({"experts": {"x": "x"}}, "experts: Dictionary should have at least 2 items after validation, not 1"),
         ({"experts": {"x": "x", "y": 3}}, "experts.y: Input is not a valid path for <class 'pathlib.Path'>, found 3"),
-        ({"model": ["m"]}, "model: Input should be a valid string, found ['m']"),
+        ({"model": ["m"]}, "model: must be a name, or a mapping with name and settings, found ['m']"),
+        ({"model": {"settings": {}}}, "model.name: missing; this key is required"),
+        ({"model": {"name": "m", "setings": {}}}, "model.setings: unknown key; did you mean 'settings'?"),
+        (
+            {"tasks": ["s", 7]},
+            "tasks.1: must be an evaluator's name, or a mapping with evaluator, settings and name, fo",
+        ),
+        (
+            {"tasks": ["s", {"name": "t", "path": "x"}]},
+            "tasks.1.path: unknown key; known keys: name, evaluator, settin",
+        ),
+        ({"tasks": ["s", {"name": "s", "evaluator": "t"}]}, "tasks: a task is named twice, found ['s', {'name': 's',"),
         ({"tasks": "s"}, "tasks: Input should be a valid tuple, found 's'"),
         ({"tasks": ["s"]}, "tasks: Tuple should have at least 2 items after validation, not 1, found ['s']"),
         ({"tasks": ["s", "s"]}, "tasks: a task is named twice, found ['s', 's']"),

@@ -23,7 +23,7 @@ import yaml
 
 from minerua import hookspecs, values
 from minerua.cli import app
-from minerua.config import EvolutionConfig, RunConfig, SplitsConfig, validate
+from minerua.config import EvolutionConfig, ModelConfig, RunConfig, SplitsConfig, TaskConfig, validate
 from minerua.evaluation import Evaluation, deal
 from minerua.evolution import decode_outcome
 from minerua.evolution.variants import VARIANTS
@@ -235,7 +235,7 @@ def test_the_entry_point_of_the_manual_is_the_group_that_is_read() -> None:
 
 # ── the run file's keys ──────────────────────────────────────────────────────────────────────────────────────────────
 
-SECTIONS = (RunConfig, EvolutionConfig, SplitsConfig)
+SECTIONS = {"": RunConfig, "model.": ModelConfig, "tasks.": TaskConfig, " ": EvolutionConfig, "  ": SplitsConfig}
 VARIES = set(VARIANTS["paper"].__dataclass_fields__)
 
 
@@ -244,7 +244,7 @@ def settings() -> dict[str, dict[str, str]]:
 
 
 def test_every_key_of_a_run_file_is_documented_and_no_other() -> None:
-    keys = [key for section in SECTIONS for key in section.model_fields]
+    keys = [prefix.strip() + key for prefix, section in SECTIONS.items() for key in section.model_fields]
     assert list(settings()) == keys
     assert all(row["meaning"] and row["type"] for row in settings().values())
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -62,27 +63,86 @@ class Evaluation:
             The scores, or the first failure: an exception, an outcome that is no number in [0, 1], a wrong number of
             outcomes, or the time limit. Failures are not remembered.
         """
-        known = self._remembered(digest)
         model: Any = None
-        scores: dict[str, TaskScore] = {}
-        for task, positions, outcomes in zip(self.tasks, self._positions, known, strict=True):
-            indices = np.array([positions[id] for id in task.ids[split]])
-            missing = [id for id, unknown in zip(task.ids[split], np.isnan(outcomes[indices]), strict=True) if unknown]
-            if missing:
-                try:
-                    with _time_limit(self._limit):
-                        model = build() if model is None else model
-                        found = task.evaluator.evaluate(model, missing, self._seed)
-                except _TimeLimitReached:
-                    return Failure(f"{task.name}: no answer within time_limit_seconds, {self._limit:g} s")
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may fail in any way; the run goes on
-                    return Failure(f"{task.name}: {type(error).__name__}: {_first_line(error)}")
-                fault = _fault(found, missing)
-                if fault:
-                    return Failure(f"{task.name}: {fault}")
-                outcomes[[positions[id] for id in missing]] = found
-            scores[task.name] = TaskScore(tuple(outcomes[indices].tolist()))
-        return Scores(scores)
+        for k, task in enumerate(self.tasks):
+            missing = self._missing(k, digest, split)
+            if not missing:
+                continue
+            try:
+                with _time_limit(self._limit):
+                    model = build() if model is None else model
+                    found = task.evaluator.evaluate(model, missing, self._seed)
+            except _TimeLimitReached:
+                return Failure(f"{task.name}: no answer within time_limit_seconds, {self._limit:g} s")
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may fail in any way; the run goes on
+                return Failure(f"{task.name}: {type(error).__name__}: {_first_line(error)}")
+            fault = _fault(found, missing)
+            if fault:
+                return Failure(f"{task.name}: {fault}")
+            self._keep(k, digest, missing, found)
+        known = self._remembered(digest)
+        return Scores(
+            {
+                task.name: TaskScore(tuple(outcomes[[positions[id] for id in task.ids[split]]].tolist()))
+                for task, positions, outcomes in zip(self.tasks, self._positions, known, strict=True)
+            }
+        )
+
+    def prefetch(
+        self, digests: Sequence[str], build: Callable[[Sequence[int]], Sequence[Any]], *, split: str = "search"
+    ) -> None:
+        """Scores several models at once where a task's evaluator can, so that `score` finds their outcomes remembered.
+
+        A model whose joint outcomes cannot be used is left to `score`, which tries it by itself and says what is wrong
+        with it; that it came to that is a warning.
+
+        Args:
+            digests: The names of the models' weights.
+            build: Takes positions in `digests` and makes the callables of these models, all valid at the same time.
+            split: `search`, `select` or `test`.
+        """
+        once = list(dict.fromkeys(digests))
+        wanted = [
+            {digest: missing for digest in once if (missing := self._missing(k, digest, split))}
+            if task.evaluator.evaluate_many
+            else {}
+            for k, task in enumerate(self.tasks)
+        ]
+        fresh = [digest for digest in once if any(digest in ids for ids in wanted)]
+        if len(fresh) < 2:
+            return
+        try:
+            with _time_limit(self._limit * len(fresh)):
+                models = dict(zip(fresh, build([digests.index(digest) for digest in fresh]), strict=True))
+            for k, ids in enumerate(wanted):
+                self._score_together(k, ids, models)
+        except _TimeLimitReached:
+            _warn(f"{len(fresh)} models gave no answer within {len(fresh)} times time_limit_seconds")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - which model it was, `score` finds out
+            _warn(f"{len(fresh)} models could not be scored together: {type(error).__name__}: {_first_line(error)}")
+
+    def _score_together(self, k: int, wanted: Mapping[str, list[str]], models: Mapping[str, Any]) -> None:
+        evaluate = self.tasks[k].evaluator.evaluate_many
+        if not wanted or evaluate is None:
+            return
+        with _time_limit(self._limit * len(wanted)):
+            found = list(evaluate([models[digest] for digest in wanted], list(wanted.values()), self._seed))
+        for (digest, ids), outcomes in zip(wanted.items(), found, strict=True):
+            fault = _fault(outcomes, ids)
+            if fault:
+                _warn(f"{self.tasks[k].name}: {fault}")
+            else:
+                self._keep(k, digest, ids, outcomes)
+
+    def _missing(self, k: int, digest: str, split: str) -> list[str]:
+        """Returns the items of a split whose outcomes are not known of a model."""
+        positions, ids = self._positions[k], self.tasks[k].ids[split]
+        unknown = np.isnan(self._remembered(digest)[k][[positions[id] for id in ids]])
+        return [id for id, is_unknown in zip(ids, unknown, strict=True) if is_unknown]
+
+    def _keep(self, k: int, digest: str, ids: Sequence[str], outcomes: Any) -> None:
+        positions = self._positions[k]
+        self._remembered(digest)[k][[positions[id] for id in ids]] = outcomes
 
     def remember(self, digest: str, scores: Scores, *, split: str = "search") -> None:
         """Puts known outcomes into the cache, as a resumed run does with those in its journal.
@@ -108,6 +168,10 @@ class Evaluation:
                 self._outcomes.popitem(last=False)
         self._outcomes.move_to_end(digest)
         return self._outcomes[digest]
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"{what}; each is scored by itself", RuntimeWarning, stacklevel=3)
 
 
 def _first_line(error: BaseException) -> str:

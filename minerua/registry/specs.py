@@ -44,8 +44,15 @@ KINDS = (
     Kind("minerua_skills", "skills", "skill", Skill, (), ("call", "load", "configure", "join")),
     Kind("minerua_optimizers", "optimizers", "optimizer", OptimizerSpec, ("build",)),
     Kind("minerua_losses", "losses", "loss", LossSpec, ("call",), ("count",)),
-    Kind("minerua_evaluators", "evaluators", "evaluator", EvaluatorSpec, ("items", "evaluate"), ("inputs",)),
-    Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations", "module")),
+    Kind(
+        "minerua_evaluators",
+        "evaluators",
+        "evaluator",
+        EvaluatorSpec,
+        ("items", "evaluate"),
+        ("inputs", "configure", "evaluate_many"),
+    ),
+    Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations", "module", "configure", "open")),
     Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare", "check")),
 )
 

@@ -28,6 +28,7 @@ def execute(
     resume: bool = False,
     progress: Progress | None = None,
     announce: Announce | None = None,
+    workers: int = 1,
 ) -> Summary:
     """Carries out a run file, or continues it where it stopped.
 
@@ -41,6 +42,7 @@ def execute(
         resume: Whether a journal that exists is continued; without one the run begins.
         progress: Called after every child with children told, children in all, and the best mean search score.
         announce: Called with how alike the experts are, once, before the first seed of a fresh run is scored.
+        workers: How many items an evaluator may work on at the same time; no outcome depends on it.
 
     Returns:
         The run in numbers.
@@ -51,7 +53,7 @@ def execute(
         EvolutionError: If no expert can be scored.
         StorageError: If something cannot be written; the run can be resumed.
     """
-    prepared = prepare(path, registry)
+    prepared = prepare(path, registry, workers=workers)
     folder = Path(path).parent if out is None else Path(out)
     make_folder(folder)
     with Journal(folder / JOURNAL, fresh=not resume) as journal:

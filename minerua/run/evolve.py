@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-
-import numpy as np
+from functools import partial
 
 import minerua
-from minerua.errors import CheckpointError, EvolutionError
+from minerua.errors import EvolutionError
 from minerua.evaluation import Evaluation
 from minerua.evolution import SAMPLERS, Bounds, Cycle, Proposal, Result
 from minerua.evolution.cycle import Mutation
+from minerua.run.models import Models
 from minerua.run.preflight import Announce, check_experts
 from minerua.run.prepare import Prepared
 from minerua.run.record import Record
@@ -19,7 +19,7 @@ from minerua.run.seeds import Founder, found
 from minerua.run.shelf import GenomeShelf
 from minerua.run.variation import crossover_of, mutation_of
 from minerua.values import Failure, Genome, Scores
-from minerua.weights import GenomeStore, Subspace, materialise
+from minerua.weights import GenomeStore, Subspace
 
 GENOMES = "genomes"
 """The folder, in that of the run, for the genomes of its elites; made only where they are large."""
@@ -40,7 +40,7 @@ class Population:
         founders: Its seeds, experts first.
         evaluation: Scores a genome; remembers outcomes.
         cycle: The archives.
-        model: Makes the callable that evaluators take.
+        models: Makes the callables that evaluators take.
         shelf: Where the elites' genomes lie; `None` if they are kept in memory.
     """
 
@@ -48,12 +48,16 @@ class Population:
     founders: tuple[Founder, ...]
     evaluation: Evaluation
     cycle: Cycle
-    model: Callable[[Genome], object]
+    models: Models
     shelf: GenomeShelf | None = None
 
     def score(self, genome: Genome, *, split: str = "search") -> Scores | Failure:
         """Scores a genome on one split."""
-        return self.evaluation.score(genome.digest, lambda: self.model(genome), split=split)
+        return self.models.score(self.evaluation, genome, split=split)
+
+    def prefetch(self, genomes: Sequence[Genome], *, split: str = "search") -> None:
+        """Scores genomes together, where models and tasks can; `score` then finds what came of it."""
+        self.models.prefetch(self.evaluation, genomes, split=split)
 
 
 def evolve(
@@ -76,18 +80,11 @@ def evolve(
     config = prepared.config
     subspace, founders = found(prepared)
     evaluation = Evaluation(prepared.tasks, seed=config.seed, time_limit_seconds=config.time_limit_seconds)
-
-    def model(genome: Genome) -> object:
-        child = materialise(subspace, genome)
-        broken = [name for name, tensor in child.tensors.items() if not _is_finite(tensor)]
-        if broken:
-            raise CheckpointError(f"NaN or infinity in {len(broken)} tensors of the child, the first {broken[0]}")
-        return prepared.model.build(child.tensors)
-
+    models = Models(prepared.model, subspace)
     record.confirm(_run_event(prepared, subspace))
     record.confirm({"event": "items", "items": {task.name: dict(task.ids) for task in prepared.tasks}})
     check_experts(record, subspace, founders, announce)
-    seeds = [_score_seed(record, evaluation, id, founder, model) for id, founder in enumerate(founders)]
+    seeds = _score_seeds(record, evaluation, founders, models, together=config.evolution.batch)
     bounds = _bounds(prepared, founders, [outcome for _, outcome in seeds])
     record.confirm({"event": "bounds", "lower": bounds.lower, "upper": bounds.upper})
     large = seeds[0][0].values.nbytes > LARGEST_IN_MEMORY_BYTES
@@ -102,7 +99,7 @@ def evolve(
         seed=config.seed,
         genomes=shelf,
     )
-    population = Population(subspace, founders, evaluation, cycle, model, shelf)
+    population = Population(subspace, founders, evaluation, cycle, models, shelf)
     _loop(prepared, record, population, progress)
     return population
 
@@ -110,10 +107,6 @@ def evolve(
 def _mutation(prepared: Prepared, subspace: Subspace, founders: Sequence[Founder]) -> Mutation:
     experts = [founder.genome for founder in founders if founder.expert]
     return mutation_of(prepared.variant, subspace, experts, precision=prepared.config.evolution.precision)
-
-
-def _is_finite(tensor: np.ndarray) -> bool:
-    return tensor.dtype.kind in "biu" or bool(np.isfinite(tensor).all())
 
 
 def _run_event(prepared: Prepared, subspace: Subspace) -> Mapping[str, object]:
@@ -124,21 +117,31 @@ def _run_event(prepared: Prepared, subspace: Subspace) -> Mapping[str, object]:
         "config": prepared.config.plain(),
         "variant": asdict(prepared.variant),
         "tasks": [task.name for task in prepared.tasks],
+        "versions": {
+            "model": prepared.model.version,
+            "tasks": {task.name: task.evaluator.version for task in prepared.tasks},
+        },
         "base": prepared.base.digest,
         "experts": {expert.name: expert.digest for expert in prepared.experts},
         "subspace": subspace.digest,
     }
 
 
-def _score_seed(
-    record: Record, evaluation: Evaluation, id: int, founder: Founder, model: Callable[[Genome], object]
-) -> tuple[Genome, Scores | Failure]:
-    genome = founder.genome
-    event = {"event": "seed", "id": id, "name": founder.name, "digest": genome.digest, "expert": founder.expert}
-    outcome = record.outcome(event, lambda: evaluation.score(genome.digest, lambda: model(genome)))
-    if isinstance(outcome, Scores):
-        evaluation.remember(genome.digest, outcome)
-    return genome, outcome
+def _score_seeds(
+    record: Record, evaluation: Evaluation, founders: Sequence[Founder], models: Models, *, together: int
+) -> list[tuple[Genome, Scores | Failure]]:
+    seeds = []
+    for id, founder in enumerate(founders):
+        genome = founder.genome
+        group = founders[id : id + together]
+        if id % together == 0 and not record.holds(len(group)):
+            models.prefetch(evaluation, [member.genome for member in group])
+        event = {"event": "seed", "id": id, "name": founder.name, "digest": genome.digest, "expert": founder.expert}
+        outcome = record.outcome(event, partial(models.score, evaluation, genome))
+        if isinstance(outcome, Scores):
+            evaluation.remember(genome.digest, outcome)
+        seeds.append((genome, outcome))
+    return seeds
 
 
 def _bounds(prepared: Prepared, founders: Sequence[Founder], outcomes: Sequence[Scores | Failure]) -> Bounds:
@@ -165,9 +168,13 @@ def _loop(prepared: Prepared, record: Record, population: Population, progress: 
         proposals = cycle.ask(min(prepared.config.evolution.batch, total - cycle.evaluations))
         children = [{"id": p.id, "task": names[p.task], "parents": list(p.parents)} for p in proposals]
         record.confirm({"event": "ask", "children": children})
+        bred: dict[int, Genome] = {}
+        if population.models.joint and not record.holds(len(proposals)):
+            bred = {proposal.id: cycle.breed(proposal) for proposal in proposals}
+            population.prefetch(list(bred.values()))
         for proposal in proposals:
             tidied = tidied or _tidy(record, population)
-            outcome = _child(record, population, proposal)
+            outcome = _child(record, population, proposal, bred.get(proposal.id))
             best = max(best, outcome.mean) if isinstance(outcome, Scores) else best
             if progress:
                 progress(cycle.evaluations, total, best)
@@ -191,11 +198,11 @@ def _complete(population: Population) -> None:
         population.shelf.settle()
 
 
-def _child(record: Record, population: Population, proposal: Proposal) -> Scores | Failure:
-    """Breeds, scores and files one child, or takes over what the record has of it without breeding it."""
+def _child(record: Record, population: Population, proposal: Proposal, bred: Genome | None) -> Scores | Failure:
+    """Scores and files one child, bred or not, or takes over what the record has of it without breeding it."""
     cycle, shelf = population.cycle, population.shelf
     replayed = record.replaying
-    genome = None if replayed else cycle.breed(proposal)
+    genome = None if replayed else bred or cycle.breed(proposal)
     digest = genome.digest if genome else record.next_digest()
     outcome = record.outcome(
         {"event": "tell", "id": proposal.id, "digest": digest},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,10 @@ def finish(record: Record, prepared: Prepared, population: Population) -> Genome
     leaders = _leaders(population)
     soups = prepared.variant.soups
     candidates = _soups(population, leaders) if soups else [*map(_single, leaders[:CANDIDATES]), aggregate]
-    best = max(candidates, key=lambda candidate: _standing(record, population, candidate)).genome  # first of equals
+    together = prepared.config.evolution.batch
+    best = _choose(record, population, candidates, together=together)
     rows["best"] = best
-    for name, genome in rows.items():
-        for split in SPLITS:
-            _score(record, population, genome, {"event": "final", "row": name, "digest": genome.digest, "split": split})
+    _test(record, population, rows, together=together)
     record.confirm({"event": "end", "best": best.digest, "evaluations": population.cycle.evaluations})
     return best
 
@@ -106,6 +105,31 @@ def _soups(population: Population, leaders: Sequence[Genome]) -> list[Candidate]
         genome = population.subspace.combine(leaders[:size], np.full((1, size), 1 / size))
         candidates.append(Candidate(f"mean of {size} elites", genome, tuple(g.digest for g in leaders[:size])))
     return candidates
+
+
+def _choose(record: Record, population: Population, candidates: Sequence[Candidate], *, together: int) -> Genome:
+    """Returns the candidate with the best mean score on the select split, of equals the first."""
+    standings: list[float] = []
+    for start in range(0, len(candidates), together):
+        group = candidates[start : start + together]
+        if not record.holds(len(group)):
+            population.prefetch([candidate.genome for candidate in group], split="select")
+        standings += [_standing(record, population, candidate) for candidate in group]
+    return candidates[standings.index(max(standings))].genome
+
+
+def _test(record: Record, population: Population, rows: Mapping[str, Genome], *, together: int) -> None:
+    """Journals every row's scores on every split."""
+    names = list(rows)
+    for start in range(0, len(names), together):
+        group = names[start : start + together]
+        if not record.holds(len(group) * len(SPLITS)):
+            for split in SPLITS:
+                population.prefetch([rows[name] for name in group], split=split)
+        for name in group:
+            for split in SPLITS:
+                event = {"event": "final", "row": name, "digest": rows[name].digest, "split": split}
+                _score(record, population, rows[name], event)
 
 
 def _standing(record: Record, population: Population, candidate: Candidate) -> float:

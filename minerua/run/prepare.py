@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minerua.config import RunConfig, read_yaml, validate
-from minerua.errors import CheckpointError, ConfigError, MineruaError
+import pydantic
+
+from minerua.config import ModelConfig, RunConfig, TaskConfig, read_yaml, validate
+from minerua.errors import CheckpointError, ConfigError
 from minerua.evaluation import Task, deal, item_faults
 from minerua.evolution.variants import VARIANTS, Variant
 from minerua.registry import Registry
-from minerua.values import EvaluatorSpec, MergeMethodSpec, ModelSpec
+from minerua.run.providers import Faults, evaluator_of, model_of
+from minerua.values import EvaluatorSpec, MergeMethodSpec, ModelSpec, RunContext
 from minerua.weights import Checkpoint, Expert, find_non_finite, is_adapter, open_checkpoint, open_expert
 
-T = TypeVar("T")
+S = TypeVar("S", ModelConfig, TaskConfig)
 
 ROWS = ("base", "mean", "aggregate", "best")
 """Rows of the report beside experts and merges; no expert may have such a name, or that of a merge."""
@@ -46,24 +49,13 @@ class Prepared:
     tasks: tuple[Task, ...]
 
 
-class _Faults(list[str]):
-    """Collects what is wrong, so that one message can say it all."""
-
-    def attempt(self, step: Callable[[], T]) -> T | None:
-        """Returns what a step returns, or `None` and keeps the faults of the error that it raised."""
-        try:
-            return step()
-        except MineruaError as error:
-            self += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
-            return None
-
-
-def prepare(path: str | Path, registry: Registry) -> Prepared:
+def prepare(path: str | Path, registry: Registry, *, workers: int = 1) -> Prepared:
     """Reads a run file and opens everything that it names, without writing anything.
 
     Args:
         path: The run file; relative paths in it start at its folder.
         registry: Where models, evaluators and merge methods are found.
+        workers: How many items an evaluator may work on at the same time.
 
     Raises:
         ConfigError: If anything at all stands in the way; every fault at once, those of the weights and the plugins
@@ -72,14 +64,14 @@ def prepare(path: str | Path, registry: Registry) -> Prepared:
     path = Path(path)
     content = read_yaml(path)
     config, found = validate(content)
-    faults = _Faults(found)
-    model = _named(faults, registry.models, content.get("model"))
-    names = _texts(content, "tasks")
-    evaluators = [spec for name in dict.fromkeys(names) if (spec := _named(faults, registry.evaluators, name))]
+    faults = Faults(found)
+    context = RunContext(path.parent, _base_path(path.parent, content), workers)
+    model, evaluators = _providers(faults, registry, content, context)
     base, experts = _weights(faults, path.parent, content)
     variant = _variant(config) if config else None
     wanted = variant.merges if variant else _texts(content.get("evolution"), "merges")
-    merges = [merge for name in wanted if (merge := _named(faults, registry.merge_methods, name))]
+    found_merges = [faults.attempt(partial(registry.merge_methods.__getitem__, name)) for name in wanted]
+    merges = [merge for merge in found_merges if merge]
     if config and variant:
         faults += _disagreements(config, variant, model, evaluators, merges)
     dealt = None
@@ -92,22 +84,42 @@ def prepare(path: str | Path, registry: Registry) -> Prepared:
     return Prepared(config, variant, model, tuple(merges), base, tuple(experts), dealt)
 
 
+def _base_path(folder: Path, content: Mapping[str, Any]) -> Path | None:
+    named = content.get("base")
+    return folder / named if isinstance(named, str) else None
+
+
+def _providers(
+    faults: Faults, registry: Registry, content: Mapping[str, Any], context: RunContext
+) -> tuple[ModelSpec | None, list[EvaluatorSpec]]:
+    """Returns the model kind and the evaluators as far as the run file names them."""
+    model = _section(ModelConfig, content.get("model"))
+    kind = faults.attempt(lambda: model_of(registry, model, context)) if model else None
+    entries = content.get("tasks")
+    tasks = [_section(TaskConfig, entry) for entry in entries] if isinstance(entries, list) else []
+    once = {task.name: task for task in tasks if task}.values()
+    found = [faults.attempt(partial(evaluator_of, registry, task, context)) for task in once]
+    return kind, [spec for spec in found if spec]
+
+
+def _section(kind: type[S], value: Any) -> S | None:
+    """Returns a section of the run file, if it is valid; its validation has told the rest."""
+    try:
+        return kind.model_validate(value)
+    except pydantic.ValidationError:
+        return None
+
+
 def _texts(section: Any, key: str) -> list[str]:
     """Returns the texts in a list of the run file, as far as it is one; its validation has told the rest."""
     found = section.get(key) if isinstance(section, dict) else None
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
-def _named(faults: _Faults, known: Mapping[str, T], name: Any) -> T | None:
-    if not isinstance(name, str):
-        return None  # missing or no text: the run file's validation says so
-    return faults.attempt(lambda: known[name])
-
-
-def _weights(faults: _Faults, folder: Path, content: Mapping[str, Any]) -> tuple[Checkpoint | None, list[Expert]]:
+def _weights(faults: Faults, folder: Path, content: Mapping[str, Any]) -> tuple[Checkpoint | None, list[Expert]]:
     """Opens the base and the experts as far as the run file names them."""
-    named = content.get("base")
-    base = faults.attempt(lambda: _open_base(folder / named)) if isinstance(named, str) else None
+    named = _base_path(folder, content)
+    base = faults.attempt(partial(_open_base, named)) if named else None
     experts = content.get("experts")
     paths = experts if isinstance(experts, dict) else {}
     opened = []
@@ -161,7 +173,7 @@ def _disagreements(
                 f"evolution.{name}: one number per task is needed: found {len(bounds)} for {len(config.tasks)} tasks"
             )
     lower, upper = config.evolution.lower_bounds or (), config.evolution.upper_bounds or ()
-    for task, low, high in zip(config.tasks, lower, upper, strict=False):
+    for task, low, high in zip(config.task_names, lower, upper, strict=False):
         if not low < high:
             faults.append(
                 f"evolution: the bounds of {task} are {low:g} and {high:g}: the upper must be above its lower bound"

@@ -35,6 +35,10 @@ class Record:
         """Whether the next event is already in the journal."""
         return bool(self._past)
 
+    def holds(self, count: int) -> bool:
+        """Whether the next so many events are already in the journal."""
+        return len(self._past) >= count
+
     def next_digest(self) -> str:
         """Returns the name of the genome in the next journalled event; empty if that event names none."""
         return str(self._past[0].get("digest", "")) if self._past else ""

@@ -161,17 +161,22 @@ def _model(settings: Mapping[str, Any], context: SkillContext, faults: list[str]
     if not isinstance(name, str):
         return None
     try:
-        return context.models[name]
+        found = context.models[name]
     except MineruaError as error:  # a registry's own words: who might have it, or who quarrels over it
         faults.append("; ".join([error.message, *error.faults]))
     except KeyError:
         faults.append(unknown("model", name, tuple(context.models)))
+    else:
+        if found.configure is None:
+            return found
+        faults.append(f"model: {name!r} is made from settings, which this skill cannot pass on; use its plugin's skill")
     return None
 
 
 def _model_of_run(folder: Path) -> str:
     try:
-        return str(read_journal(folder / JOURNAL)[0]["config"]["model"])
+        model = read_journal(folder / JOURNAL)[0]["config"]["model"]
+        return str(model["name"] if isinstance(model, dict) else model)
     except (LookupError, TypeError) as error:
         raise JournalError(f"{folder / JOURNAL} does not say which model kind was evolved; name it in model") from error
 

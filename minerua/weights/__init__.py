@@ -3,7 +3,16 @@
 from minerua.weights.adapter import Adapter, Factors, is_adapter, open_adapter
 from minerua.weights.atomic import partial_folder, remove_partials, write_bytes
 from minerua.weights.checkpoint import Checkpoint, compare, find_non_finite, open_checkpoint
-from minerua.weights.materialise import Child, apply, materialise, read_genome, save_adapter, save_child, save_children
+from minerua.weights.materialise import (
+    Child,
+    apply,
+    changes_of,
+    materialise,
+    read_genome,
+    save_adapter,
+    save_child,
+    save_children,
+)
 from minerua.weights.measures import (
     compare_spectra,
     cosines,
@@ -37,6 +46,7 @@ __all__ = [
     "TruncatedVector",
     "TruncationReport",
     "apply",
+    "changes_of",
     "compare",
     "compare_spectra",
     "cosines",

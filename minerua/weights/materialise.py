@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minerua.errors import CheckpointError
-from minerua.values import Genome, TensorSpec
+from minerua.values import Change, Genome, TensorSpec
 from minerua.weights.adapter import BASE_KEY
 from minerua.weights.checkpoint import Checkpoint
 from minerua.weights.segments import Core, Mix, Segment
@@ -93,6 +93,36 @@ def _children(tensor: np.ndarray, segment: Segment, genomes: Sequence[Genome], r
             change = segment.expand(values) if rows is ... else segment.expand(values, rows)
         with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the child finds infinity there
             yield np.asarray(wide + change, tensor.dtype)  # asarray: numpy makes 0-d a number
+
+
+def changes_of(subspace: Subspace, genome: Genome) -> dict[str, Change]:
+    """Returns what a genome adds to the base, unexpanded: for models that keep the base and add to it.
+
+    Args:
+        subspace: The space that the genome lives in.
+        genome: The genome.
+
+    Returns:
+        Tensor name → change, of every tensor that any founder changes. Bases are the subspace's own arrays, the same
+        for all genomes; cores are views of the genome.
+
+    Raises:
+        CheckpointError: If the genome belongs to another subspace.
+    """
+    subspace.check([genome])
+    return {
+        segment.name: _change(segment, genome.values[segment.part], subspace.base.specs[segment.name])
+        for segment in subspace.segments
+    }
+
+
+def _change(segment: Segment, values: np.ndarray, spec: TensorSpec) -> Change:
+    if isinstance(segment, Mix):
+        return Change(np.asarray(segment.expand(values), np.float32))
+    core = values.reshape(segment.shape)
+    if len(spec.shape) == 2:
+        return Change(core, segment.left, segment.right)
+    return Change(np.asarray(segment.expand(core).reshape(tuple(map(int, spec.shape))), np.float32))
 
 
 def apply(base: Checkpoint, changes: Mapping[str, Delta]) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ def test_event_without_a_field_is_named_with_its_line(toy_run):
 
 def test_child_that_nobody_asked_for_is_refused(toy_run):
     events = [event for event in toy_run().events if event["event"] != "ask"]
-    with pytest.raises(JournalError, match="nobody asked for it"):
+    with pytest.raises(JournalError, match="was told, and nobody asked for it"):
         Replay(events)
 
 

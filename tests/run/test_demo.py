@@ -68,7 +68,7 @@ def test_the_recipes_become_valid_files_with_the_experts_in_the_order_of_the_tas
     assert faults == []
     assert (config.seed, config.evolution.evaluations, config.evolution.variant) == (7, 4, "minerua")
     assert tuple(config.experts) == VIEWS
-    assert list(config.tasks) == [f"digits-{view}" for view in VIEWS]
+    assert list(config.task_names) == [f"digits-{view}" for view in VIEWS]
     assert read_training(demo.folder / "base.yaml").seed == 7
     views = read_training(demo.folder / "views.yaml")
     assert {view: views.of_expert(view).seed for view in VIEWS} == {"rotated": 7001, "inverted": 7002, "mirrored": 7003}

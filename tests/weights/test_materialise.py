@@ -14,6 +14,7 @@ from minerua.weights import (
     Subspace,
     TaskVector,
     apply,
+    changes_of,
     dense,
     materialise,
     open_adapter,
@@ -112,10 +113,33 @@ def test_a_child_too_large_for_its_dtype_is_infinite_without_a_warning(tmp_path)
     assert np.isinf(child).all()
 
 
+@pytest.mark.parametrize("kind", ["full", "lora", "mixed"])
+def test_the_changes_of_a_child_are_what_it_adds_to_the_base(tmp_path, kind):
+    subspace, _ = _world(tmp_path, kind)
+    genome = _child(subspace)
+    changes = changes_of(subspace, genome)
+    for name, tensor in materialise(subspace, genome).tensors.items():
+        change = changes.get(name)
+        if change is None:
+            assert tensor is subspace.base.tensor(name) or (tensor == subspace.base.tensor(name)).all()
+            continue
+        added = change.core if change.left is None else change.left @ change.core
+        added = added if change.right is None else added @ change.right.T
+        np.testing.assert_allclose(subspace.base.tensor(name) + added, tensor, rtol=0, atol=2e-6)
+
+
+def test_children_share_their_bases_and_nothing_else(tmp_path):
+    subspace, _ = _world(tmp_path, "lora")
+    one, other = (changes_of(subspace, _child(subspace, seed=seed)) for seed in (1, 2))
+    assert one.keys() == other.keys()
+    assert all(one[name].left is other[name].left and one[name].right is other[name].right for name in one)
+    assert any((one[name].core != other[name].core).any() for name in one)
+
+
 def test_genomes_of_another_subspace_are_refused_everywhere(tmp_path):
     subspace, _ = _world(tmp_path)
     stranger = Genome("elsewhere", np.zeros(subspace.size, np.float32))
-    for use in (materialise, lambda s, g: save_child(tmp_path / "x", s, g), lambda s, g: save_adapter(tmp_path, s, g)):
+    for use in (materialise, changes_of, lambda s, g: save_child(tmp_path / "x", s, g), lambda s, g: save_adapter(tmp_path, s, g)):
         with pytest.raises(CheckpointError, match="genomes of another subspace cannot be used here"):
             use(subspace, stranger)
     assert not (tmp_path / "x").exists()
