@@ -66,6 +66,7 @@ class EvolutionConfig(_Section):
         evaluations: How many children to evaluate; seeds come on top.
         batch: Children asked for at once, before any of them is told.
         bins: Bins per behaviour characteristic.
+        active: The tasks whose archives give parents, by turns; all by default. One alone is evolution without a cycle.
         crossover: How two parents are mixed, by name.
         crossover_width: How far the weights lie from 1.
         crossover_per_tensor: Whether every tensor draws weights of its own.
@@ -86,6 +87,7 @@ class EvolutionConfig(_Section):
     evaluations: Whole = pydantic.Field(default=1200, ge=1)
     batch: Whole = pydantic.Field(default=1, ge=1)
     bins: Whole = pydantic.Field(default=15, ge=1, le=1000)
+    active: tuple[str, ...] | None = pydantic.Field(default=None, min_length=1)
     crossover: Literal["gaussian", "directed"] | None = None
     crossover_width: Real | None = pydantic.Field(default=None, ge=0)
     crossover_per_tensor: bool | None = None

@@ -62,7 +62,7 @@ class Result:
 class Cycle:
     """K archives over K tasks, each child bred from the active archive and offered to all.
 
-    The active archive of child t = 1, 2, … after the seeds is t mod K. Determinism: the same seeds, functions and
+    The active archive of child t = 1, 2, … after the seeds is t mod K, or that of `active`. Determinism: the same seeds, functions and
     `seed`, and the same order of `ask` and `tell`, give the same proposals and archives.
 
     Args:
@@ -72,13 +72,16 @@ class Cycle:
         mutate: Changes the child.
         sampler: Gives each elite's probability of being a parent; the paper's elite sampling.
         bins: Bins per behaviour characteristic.
+        active: Which archives give parents, by turns, beginning with the second of them as the method does; all by
+            default. One alone is the ablation without a cycle.
         seed: The run's seed, from 0 to 2⁶³ − 1; with the child's number it is the key of a Philox generator.
         genomes: Where the genomes of elites are kept, by name, for as long as somebody needs them; what it holds
             already is taken as it is. A fresh dictionary by default. The cycle itself keeps the seeds, and children
             until they are told.
 
     Raises:
-        EvolutionError: If no seed has scores, or a seed is scored on another number of tasks than `bounds` has.
+        EvolutionError: If no seed has scores, a seed is scored on another number of tasks than `bounds` has, or an
+            archive that is to be active does not exist.
     """
 
     def __init__(
@@ -90,12 +93,16 @@ class Cycle:
         mutate: Mutation,
         sampler: Sampler = SAMPLERS["elite"],
         bins: int = 15,
+        active: Sequence[int] | None = None,
         seed: int = 0,
         genomes: MutableMapping[str, Genome] | None = None,
     ) -> None:
         tasks = len(bounds.lower)
         self.archives: Final = tuple(Archive(task, bounds, bins=bins) for task in range(tasks))
         self._crossover, self._mutate, self._sampler, self._seed = crossover, mutate, sampler, seed
+        self._active = tuple(range(tasks) if active is None else active)
+        if not self._active or not set(self._active) <= set(range(tasks)):
+            raise EvolutionError(f"active archives must be one or more of 0 to {tasks - 1}, found {self._active}")
         self._founders = {genome.digest: genome for genome, _ in seeds}
         self._first_child = self._next = len(seeds)
         self._origin: dict[str, Proposal] = {}
@@ -140,7 +147,7 @@ class Cycle:
 
     def _propose(self) -> Proposal:
         id = self._next
-        task = (id - self._first_child + 1) % len(self.archives)
+        task = self._active[(id - self._first_child + 1) % len(self._active)]
         parents = sample_parents(self.archives[task], self._sampler, self._generator(id, _PARENTS))
         self._next += 1
         self._pending[id] = Proposal(id, task, parents)

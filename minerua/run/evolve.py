@@ -96,6 +96,7 @@ def evolve(
         mutate=_mutation(prepared, subspace, founders),
         sampler=SAMPLERS[prepared.variant.sampling],
         bins=config.evolution.bins,
+        active=config.evolution.active and [config.task_names.index(name) for name in config.evolution.active],
         seed=config.seed,
         genomes=shelf,
     )

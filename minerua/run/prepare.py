@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from minerua.config import ModelConfig, RunConfig, TaskConfig, read_yaml, validate
-from minerua.errors import CheckpointError, ConfigError
+from minerua.errors import CheckpointError, ConfigError, unknown
 from minerua.evaluation import Task, deal, item_faults
 from minerua.evolution.variants import VARIANTS, Variant
 from minerua.registry import Registry
@@ -166,6 +166,11 @@ def _disagreements(
             "evolution.mutation: 'expert' needs one expert per task, in the same order; "
             f"found {len(config.experts)} experts and {len(config.tasks)} tasks"
         )
+    faults += [
+        f"evolution.active: {unknown('task', name, config.task_names)}"
+        for name in config.evolution.active or ()
+        if name not in config.task_names
+    ]
     for name in ("lower_bounds", "upper_bounds"):
         bounds = getattr(config.evolution, name)
         if bounds is not None and len(bounds) != len(config.tasks):

@@ -31,6 +31,19 @@ def test_active_archive_of_child_t_is_t_mod_k(tasks):
 
 
 @KS
+def test_only_active_archives_give_parents_by_turns(tasks):
+    last = tasks - 1
+    assert {p.task for p in toy_cycle(tasks, active=[last]).ask(5)} == {last}
+    assert [p.task for p in toy_cycle(tasks, active=[0, last]).ask(4)] == [last, 0, last, 0]
+
+
+@pytest.mark.parametrize("active", [[], [3], [-1], [0, 9]])
+def test_archives_that_do_not_exist_cannot_be_active(active):
+    with pytest.raises(EvolutionError, match="active archives must be one or more of 0 to 2, found"):
+        toy_cycle(3, active=active)
+
+
+@KS
 def test_every_child_is_offered_to_every_archive(tasks):
     cycle = toy_cycle(tasks)
     proposal = cycle.ask()[0]

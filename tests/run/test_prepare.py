@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from minerua.errors import ConfigError
+from minerua.evolution import read_journal
 from minerua.evolution.variants import VARIANTS
-from minerua.run import prepare
+from minerua.run import execute, prepare
 from minerua.values import SPLITS, EvaluatorSpec, MergeMethodSpec, ModelSpec
 
 from ..worlds import COUNTER, Toys, base_tensors, build, make_world, registry_of, tuned_tensors, write_lora, write_model
@@ -53,6 +54,19 @@ def test_a_variant_keeps_its_settings_but_for_those_that_the_run_file_gives(worl
     changed = prepare(world.run, world.registry).variant
     assert (changed.mutation_strength, changed.crossover_per_tensor, changed.merges) == (0.0, False, ())
     assert changed.sampling == VARIANTS[variant].sampling
+
+
+def test_active_tasks_are_tasks(world):
+    world.rewrite(evolution={"active": ["toy-1", "toy-9"]})
+    (fault,) = _faults(world)
+    assert fault.startswith("evolution.active: no task is named 'toy-9'; did you mean")
+
+
+def test_a_run_may_draw_its_parents_from_one_archive_alone(world, tmp_path):
+    world.rewrite(evolution={"active": ["toy-2"], "evaluations": 3, "merges": ["mean"]})
+    execute(world.run, registry=world.registry, out=tmp_path / "out")
+    asked = [event for event in read_journal(tmp_path / "out/journal.jsonl") if event["event"] == "ask"]
+    assert {child["task"] for event in asked for child in event["children"]} == {"toy-2"}
 
 
 def test_merges_are_found_by_name(world):
