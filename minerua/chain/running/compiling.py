@@ -14,6 +14,7 @@ import numpy as np
 
 from minerua.chain.graph import Graph, Missing, PortType, Source, Step
 from minerua.chain.plan import ExecutionPlan, PlannedStep, Unit
+from minerua.chain.running.branches import Branches, branches_of
 from minerua.chain.writing.ports import PortCheck
 from minerua.errors import ChainError, unknown
 from minerua.values import Skill, TensorSpec
@@ -314,6 +315,7 @@ class Program:
         follow = all(second in first.after for first, second in pairwise(self.units))
         self._is_line = follow and all(unit.where[0] == "own" for unit in self.units)
         self._is_plain = False
+        self._branches = None if in_loop else branches_of(self.units)
         self.is_joined_line = in_loop and follow and all(code.is_only_joined for code in self.steps.values())
         """Whether its steps follow one another, all of them handed in by the loop."""
         self.has_timeouts = any(s.step.timeout_seconds is not None for s in self.steps.values())
@@ -321,7 +323,16 @@ class Program:
     @property
     def is_plain_line(self) -> bool:
         """Whether its units follow one another in the caller's thread, all of them plain calls; once so, always."""
-        if not self._is_plain and self._is_line:
+        return self._is_line and self._are_plain
+
+    @property
+    def branches(self) -> Branches | None:
+        """How its units part once, if they do and all of them are plain calls; for runs that a thread waits for."""
+        return self._branches if self._branches is not None and self._are_plain else None
+
+    @property
+    def _are_plain(self) -> bool:
+        if not self._is_plain:
             self._is_plain = all(unit.is_simple for unit in self.units)
         return self._is_plain
 

@@ -10,17 +10,34 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any, final
 
 Task = Callable[[], object]
 
 
 @final
+class _Worker:
+    """A thread of a crew, and what it is to do next.
+
+    Args:
+        thread: The thread, once it is started.
+    """
+
+    __slots__ = ("task", "thread", "wake")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.thread: threading.Thread | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
+@final
 class Crew:
     """Worker threads that are started when they are needed and wait for more afterwards.
 
-    Tasks of a smaller rank go first, among equals those that came first. A task must not raise.
+    Tasks of a smaller rank go first, among equals those that came first. Who has just become idle is called first: its
+    stack and its core's caches are warm. A task must not raise.
 
     Args:
         most: How many threads there may be, not counting those that only wait for something outside.
@@ -33,31 +50,44 @@ class Crew:
         self._lock = threading.Lock()
         self._tasks: list[tuple[int, int, Task]] = []
         self._numbers = itertools.count()
-        self._calls: SimpleQueue[bool] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._idle = 0
+        self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
         self._lent = 0
+        self._is_closed = False
 
     def submit(self, task: Task, rank: int = 0) -> None:
         """Lets a worker do a task."""
         with self._lock:
             heapq.heappush(self._tasks, (rank, next(self._numbers), task))
-            self._start_if_short()
-        self._calls.put(True)
+            worker = self._give()
+        if worker is not None:
+            worker.wake.release()
 
-    def _start_if_short(self) -> None:
-        if len(self._tasks) > self._idle and len(self._threads) < self.most + self._lent:
-            thread = threading.Thread(target=self._work, name=f"{self._name} {len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            self._idle += 1
-            thread.start()
+    def _give(self) -> _Worker | None:
+        """Hands the first task to an idle worker, which is returned to be woken, or to a new one; the lock is held."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.task = heapq.heappop(self._tasks)[2]
+            return worker
+        if len(self._workers) < self.most + self._lent:
+            self._start(heapq.heappop(self._tasks)[2])
+        return None
+
+    def _start(self, task: Task) -> None:
+        worker = _Worker()
+        worker.task = task
+        number = len(self._workers)
+        worker.thread = threading.Thread(target=self._work, args=(worker,), name=f"{self._name} {number}", daemon=True)
+        self._workers.append(worker)
+        worker.thread.start()
 
     def lend(self, count: int) -> None:
         """Allows so many threads more, or less, while others cannot work: they wait outside, or are given up."""
         with self._lock:
             self._lent += count
-            if count > 0:
-                self._start_if_short()
+            worker = self._give() if self._tasks and count > 0 else None
+        if worker is not None:
+            worker.wake.release()
 
     @contextmanager
     def outside(self) -> Iterator[None]:
@@ -68,27 +98,36 @@ class Crew:
         finally:
             self.lend(-1)
 
-    def _work(self) -> None:
-        while self._calls.get():
-            with self._lock:
-                task = heapq.heappop(self._tasks)[2]
-                self._idle -= 1
+    def _work(self, worker: _Worker) -> None:
+        while (task := worker.task) is not None:
             task()
             del task  # it may be the last to know a run and its values
-            with self._lock:
-                if len(self._threads) > self.most + self._lent:
-                    self._threads.remove(threading.current_thread())
-                    return
-                self._idle += 1
+            if self._is_next(worker):
+                worker.wake.acquire()
+
+    def _is_next(self, worker: _Worker) -> bool:
+        """Finds a worker's next task; returns whether it has to wait for it."""
+        with self._lock:
+            worker.task = None
+            if len(self._workers) > self.most + self._lent:  # a lent place was taken back; who is left does the rest
+                self._workers.remove(worker)
+            elif self._tasks:
+                worker.task = heapq.heappop(self._tasks)[2]
+            elif not self._is_closed:
+                self._idle.append(worker)
+                return True
+        return False
 
     def close(self, wait: bool = True) -> None:
         """Ends the threads, after the tasks that were submitted; waits for them if told to."""
         with self._lock:
-            threads = list(self._threads)
-        for _ in threads:
-            self._calls.put(False)
+            self._is_closed = True
+            threads = [worker.thread for worker in self._workers]
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.wake.release()
         for thread in threads if wait else ():
-            if thread is not threading.current_thread():
+            if thread is not None and thread is not threading.current_thread():
                 thread.join()
 
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from minerua.chain.plan import ExecutionPlan
 from minerua.chain.running.admission import LOOK_SECONDS, Admission
+from minerua.chain.running.branches import Branches
 from minerua.chain.running.channel import END, Channel
 from minerua.chain.running.compiling import Program
 from minerua.chain.running.crew import LoopDoor, tell_loop
 from minerua.chain.running.failing import run_cancelled
+from minerua.chain.running.forked import carry_out_forked
 from minerua.chain.running.in_loop import carry_out_in_thread, carry_out_joined
 from minerua.chain.running.line import Line
 from minerua.chain.running.means import Means
@@ -164,8 +166,11 @@ class ChainExecutor:
         if not self._admission.try_enter():
             self._enter(timeout_seconds, cancel)
         try:
-            if deadline is None and cancel is None and program.is_plain_line:
-                return self._run_line(Line(self._means, program, next(self._numbers), given))
+            if deadline is None and cancel is None:
+                if program.is_plain_line:
+                    return self._run_line(Line(self._means, program, next(self._numbers), given))
+                if (branches := program.branches) is not None:
+                    return self._run_line(Line(self._means, program, next(self._numbers), given), branches)
             run = Run(self._means, program, next(self._numbers), given)
             with self._watched(run, timeout_seconds, deadline, cancel):
                 run.begin()
@@ -174,10 +179,13 @@ class ChainExecutor:
         finally:
             self._admission.leave()
 
-    def _run_line(self, line: Line) -> Result:
+    def _run_line(self, line: Line, branches: Branches | None = None) -> Result:
         self._note(line)
         try:
-            line.carry_out()
+            if branches is None:
+                line.carry_out()
+            else:
+                carry_out_forked(line, branches)
         finally:
             self._runs.discard(line)
         return self._result(line)

@@ -13,6 +13,7 @@ from minerua.chain.running.gathering import ABSENT, beginning, outputs_of
 from minerua.chain.running.plain import do_plain
 from minerua.chain.running.stopping import StopFlag, current_flag
 from minerua.chain.running.trace import Trace
+from minerua.errors import MineruaError
 
 if TYPE_CHECKING:
     from minerua.chain.running.means import Means
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 class Line(StopFlag):
     """The state of such a run and the flag that its steps look at; one thread works on it, others may stop it.
 
+    Of a run that parts once (`forked.py`) two threads work on it.
+
     Args:
         means: What all runs of an executor share.
         program: What to run; `is_plain_line`.
@@ -30,7 +33,19 @@ class Line(StopFlag):
     """
 
     __slots__ = (
-        *("_readers", "channel", "end_ns", "epoch_ns", "error", "is_over", "means", "number", "program"),
+        *(
+            "_lock",
+            "_others",
+            "_readers",
+            "channel",
+            "end_ns",
+            "epoch_ns",
+            "error",
+            "is_over",
+            "means",
+            "number",
+            "program",
+        ),
         *("records", "start_ns", "values", "when_stopped"),
     )
 
@@ -43,6 +58,8 @@ class Line(StopFlag):
         self.when_stopped: Callable[[], object] | None = None
         self.cancelled = False
         self._readers = program.readers.copy()
+        self._lock = threading.Lock()
+        self._others: list[BaseException] = []
         self.epoch_ns, self.start_ns = time.time_ns(), perf_counter_ns()
         self.end_ns = self.start_ns
 
@@ -68,15 +85,23 @@ class Line(StopFlag):
     def end(self) -> None:
         """Is over: tells so."""
         self.is_over, self.end_ns = True, perf_counter_ns()
+        if self._others and isinstance(self.error, MineruaError):
+            self.error.faults += tuple(str(other) for other in self._others)
         observers = self.means.observers
         if observers.ended:
             observers.run_finished(self.number, self.trace(), self.error)
 
     def stop(self, error: BaseException, *, hurry: bool = False) -> None:
-        """Ends the run before its next step, and tells the one that is under way; the first error counts."""
+        """Ends the run before its next step, and tells the one that is under way.
+
+        The first error counts, later ones are told beside it.
+        """
         del hurry  # nobody waits for anything here
-        if self.error is None:
-            self.error = error
+        with self._lock:
+            if self.error is None:
+                self.error = error
+            elif error is not self.error and not self.is_over:
+                self._others.append(error)
         self.cancelled = True
         if (tell := self.when_stopped) is not None:
             tell()
@@ -88,10 +113,11 @@ class Line(StopFlag):
 
     def unread(self, code: StepCode) -> None:
         """Frees what nobody will read any more."""
-        for slot in code.reads:
-            self._readers[slot] -= 1
-            if not self._readers[slot]:
-                self.values[slot] = ABSENT
+        with self._lock:
+            for slot in code.reads:
+                self._readers[slot] -= 1
+                if not self._readers[slot]:
+                    self.values[slot] = ABSENT
 
     def record(self, fields: tuple[Any, ...]) -> None:
         """Takes down what became of a step: the fields of a `Span`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from minerua.chain.keeping.cache import ContentCache
+    from minerua.chain.running.forked import Side
     from minerua.chain.running.line import Line
     from minerua.chain.running.run import Run
     from minerua.chain.running.workers import WorkerProcesses
@@ -57,7 +58,7 @@ class Means:
         self._loop: LoopThread | None = None
         self._given_workers, self._workers = workers, workers
         self._batchers: dict[str, Batcher] = {}
-        self._strays: set[Run | Line] = set()
+        self._strays: set[Run | Line | Side] = set()
 
     def tell_started(self, run_id: int, step: str) -> None:
         """Tells the observers, if there are any, that a step is called."""
@@ -131,24 +132,24 @@ class Means:
         with self._changed:
             self._strays.add(run)
 
-    def leave_behind(self, line: Line) -> None:
-        """Remembers a run whose caller went, if a thread is still at it; another thread may work meanwhile."""
+    def leave_behind(self, work: Line | Side) -> None:
+        """Remembers a run, or a branch, whose caller went, if a thread is still at it; another may work meanwhile."""
         with self._changed:
-            if line.is_over:
+            if work.is_over:
                 return
-            self._strays.add(line)
+            self._strays.add(work)
         self.crew.lend(1)
 
-    def take_back(self, line: Line) -> bool:
+    def take_back(self, work: Line | Side) -> bool:
         """The thread is done with it; returns whether its caller had gone."""
         with self._changed:
-            was_left = line in self._strays
+            was_left = work in self._strays
         if was_left:
             self.crew.lend(-1)
-            self.forget_stray(line)
+            self.forget_stray(work)
         return was_left
 
-    def forget_stray(self, run: Run | Line) -> None:
+    def forget_stray(self, run: Run | Line | Side) -> None:
         """The last step of such a run ended."""
         with self._changed:
             self._strays.discard(run)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -23,15 +23,12 @@ from minerua.chain.running.crew import LoopDoor
 from minerua.chain.running.gathering import ABSENT, beginning, outputs_of
 from minerua.chain.running.partials import partial_of
 from minerua.chain.running.plain import do_plain
-from minerua.chain.running.stopping import StopFlag, current_flag
+from minerua.chain.running.stopping import GRACE_SECONDS, StopFlag, current_flag
 from minerua.chain.running.trace import Trace
 from minerua.errors import MineruaError
 
 if TYPE_CHECKING:
     from minerua.chain.running.means import Means
-
-GRACE_SECONDS: Final = 1.0
-"""How long a run that failed waits for its other steps to stop before it tells its caller."""
 
 _Entry = tuple[float, int, "UnitCode | Activity", int]
 _ndarray = np.ndarray

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Final
+
+GRACE_SECONDS: Final = 1.0
+"""How long a run that failed waits for its other steps to stop before it tells its caller."""
 
 
 class StopFlag:

@@ -193,7 +193,7 @@ def test_joined_calls_need_no_thread_of_the_crew_and_each_gets_its_own_rows() ->
 
     with joined(gate.graph(), 16) as executor:
         results = asyncio.run(several(executor))
-        assert executor._means.crew._threads == []
+        assert executor._means.crew._workers == []
     for k, result in enumerate(results):
         np.testing.assert_array_equal(result["y"], 2 * rows(k, 1 + k % 2)["x"])
         assert not result["y"].flags.writeable
