@@ -9,42 +9,46 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from minerua.errors import ConfigError
-from minerua.values import EvaluatorSpec
+from minerua.values import EvaluatorSpec, RunContext
 
+from .asking import UNANSWERED, Conversation, answers
 from .fields import CodingItem, read_items
 from .sandbox import Limits, Outcome, Sandbox
+from .settings import Settings
+from .verdict import Verdict
 
-__all__ = ["LIMITS", "CodingItem", "Verdict", "code_in", "coding_evaluator", "judge", "question", "read_items"]
+__all__ = [
+    "LIMITS",
+    "CodingItem",
+    "Verdict",
+    "code_in",
+    "coding_evaluator",
+    "configure_coding",
+    "judge",
+    "judge_many",
+    "question",
+    "read_items",
+    "template",
+]
 
 _SCORINGS = ("all", "share")
-_VERSION = "1"
+_VERSION = "2"
 LIMITS = Limits(seconds=10.0, cpu_seconds=20.0, output_bytes=16 << 20)
 """Of an item, if nothing else is said: all its tests together."""
 
+_MOST_TOGETHER, _MOST_TOGETHER_BYTES = 64, 1 << 20
+"""How many items share a run, and how long what the judge is told of them may be."""
 
-@dataclass(frozen=True)
-class Verdict:
-    """What an answer is worth.
-
-    Args:
-        outcome: In [0, 1].
-        reason: Why, in words; what a program raised is quoted, cut to 200 letters.
-        passed: How many tests passed.
-        total: How many tests there are.
-    """
-
-    outcome: float
-    reason: str
-    passed: int = 0
-    total: int = 0
+_TOGETHER_SECONDS = 1.0
+"""How long an item may take in a shared run; one that needs longer is judged alone, with all the time that it has."""
 
 
 def code_in(answer: str) -> list[str]:
@@ -76,7 +80,7 @@ def judge(
     paths: Sequence[str] = (),
     limits: Limits = LIMITS,
 ) -> Verdict:
-    """Executes the tests of an item against an answer, in one run of a sandbox.
+    """Executes the tests of an item against an answer, in a run of a sandbox of its own.
 
     Args:
         item: The item.
@@ -93,25 +97,112 @@ def judge(
         ConfigError: An unknown scoring.
         minerua_agent_tasks.sandbox.SandboxError: The sandbox failed: nothing is known about the answer.
     """
+    return judge_many([(item, answer)], sandbox, scoring=scoring, paths=paths, limits=limits)[0]
+
+
+def judge_many(
+    pairs: Sequence[tuple[CodingItem, Any]],
+    sandbox: Sandbox,
+    *,
+    scoring: str = "all",
+    paths: Sequence[str] = (),
+    limits: Limits = LIMITS,
+    workers: int = 1,
+) -> list[Verdict]:
+    """Judges many answers, up to 64 in one run of a sandbox, each as if it were alone.
+
+    An item that is not done within a second, whose judge does not come to its end, or that leaves a process or a file,
+    is judged once more, alone and with all its limits; those after it go on in a fresh room. See the README for why
+    none can disturb another.
+
+    Args:
+        pairs: Items and what the model said to each.
+        sandbox: Where.
+        scoring: See `judge`.
+        paths: See `judge`.
+        limits: Of each item, and of each shared run.
+        workers: How many runs at the same time; no verdict depends on it.
+
+    Returns:
+        One verdict per pair, in order.
+
+    Raises:
+        ConfigError: An unknown scoring.
+        minerua_agent_tasks.sandbox.SandboxError: As `judge`.
+    """
     if scoring not in _SCORINGS:
         raise ConfigError(f"the scoring is {scoring!r}; it is one of {', '.join(_SCORINGS)}")
-    if not isinstance(answer, str):
-        return Verdict(0.0, f"the answer is of type {type(answer).__name__}, not a text")
-    told = {**item.told(), "codes": code_in(answer), "paths": list(paths)}
-    command = [sandbox.python, "-s", "-S", "-B", "judge.py"]
-    outcome = sandbox.run(command, files=_files(), stdin=json.dumps(told), limits=limits)
-    return _verdict(outcome, scoring)
+    verdicts: dict[int, Verdict] = {}
+    told: list[dict[str, Any]] = []
+    for number, (item, answer) in enumerate(pairs):
+        if isinstance(answer, str):
+            told.append({**item.told(), "codes": code_in(answer), "paths": list(paths), "number": number})
+        else:
+            verdicts[number] = Verdict(0.0, f"the answer is of type {type(answer).__name__}, not a text")
+    room = _Room(sandbox, limits, scoring)
+    with ThreadPoolExecutor(workers) as pool:
+        for found in pool.map(room.judged, _batches(told, workers)):
+            verdicts |= found
+    return [verdicts[number] for number in range(len(pairs))]
+
+
+def _batches(told: list[dict[str, Any]], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Yields the items in groups that fit into one run, and so that every worker has one."""
+    most = min(_MOST_TOGETHER, -(-len(told) // workers))
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for item in told:
+        length = len(json.dumps(item))
+        if batch and (len(batch) == most or size + length > _MOST_TOGETHER_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += length
+    if batch:
+        yield batch
+
+
+class _Room:
+    """Judges items in runs of a sandbox."""
+
+    def __init__(self, sandbox: Sandbox, limits: Limits, scoring: str) -> None:
+        self.sandbox, self.limits, self.scoring = sandbox, limits, scoring
+
+    def judged(self, items: list[dict[str, Any]]) -> dict[int, Verdict]:
+        """Returns number → verdict, whatever any of the items does."""
+        verdicts: dict[int, Verdict] = {}
+        while items:
+            if len(items) > 1:
+                outcome, lines = self._run(items, min(_TOGETHER_SECONDS, self.limits.seconds))
+                done = {line["done"] for line in lines if "done" in line}
+                verdicts |= {number: _verdict(outcome, _of(lines, number), self.scoring) for number in done}
+                items = [item for item in items if item["number"] not in done]
+            if items:  # the first one did not come to its end beside others
+                outcome, lines = self._run(items[:1], None)
+                verdicts[items[0]["number"]] = _verdict(outcome, lines, self.scoring)
+                items = items[1:]
+        return verdicts
+
+    def _run(self, items: list[dict[str, Any]], seconds: float | None) -> tuple[Outcome, list[dict[str, Any]]]:
+        command = [self.sandbox.python, "-s", "-S", "-B", "foreman.py"]
+        told = json.dumps({"items": items, "seconds": seconds})
+        outcome = self.sandbox.run(command, files=_files(), stdin=told, limits=self.limits)
+        written = outcome.stdout.splitlines(keepends=True)
+        return outcome, [json.loads(line) for line in written if line.endswith(b"\n")]
+
+
+def _of(lines: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    return [line for line in lines if number in (line.get("item"), line.get("done"))]
 
 
 @lru_cache(maxsize=1)
 def _files() -> dict[str, bytes]:
     folder = Path(__file__).parent / "judging"
-    return {name: (folder / name).read_bytes() for name in ("judge.py", "candidate.py", "wire.py")}
+    return {name: (folder / name).read_bytes() for name in ("foreman.py", "judge.py", "candidate.py", "wire.py")}
 
 
-def _verdict(outcome: Outcome, scoring: str) -> Verdict:
+def _verdict(outcome: Outcome, lines: list[dict[str, Any]], scoring: str) -> Verdict:
     """Reads the lines that the judge wrote; its exit code says nothing, the program could have killed it."""
-    lines = [json.loads(line) for line in outcome.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
     total = next((line["total"] for line in lines if "total" in line), 0)
     passed = sum(line.get("passed", False) for line in lines)
     share = passed / total if total else 0.0
@@ -121,16 +212,14 @@ def _verdict(outcome: Outcome, scoring: str) -> Verdict:
 
 def _reason(outcome: Outcome, lines: list[dict[str, Any]], passed: int, total: int) -> str:
     faults = [str(line[key]) for line in lines for key in ("fault", "unloaded", "why") if key in line]
+    is_done = any("done" in line for line in lines)
+    so_far = f"{passed} of {total} tests passed"
+    if is_done:
+        return f"{so_far}; the first fault: {faults[0]}" if faults else f"all {total} tests passed"
     if outcome.limit:
-        value = f"{passed} of {total} tests passed, then the run was {outcome}"
-    elif faults:
-        value = f"{passed} of {total} tests passed; the first fault: {faults[0]}"
-    elif passed < total or not total:
-        said = outcome.stderr.decode(errors="replace").strip()[-200:]
-        value = f"{passed} of {total} tests passed, then the judge was gone ({outcome}): {said}".rstrip(": ")
-    else:
-        value = f"all {total} tests passed"
-    return value
+        return f"{so_far}, then the run was {outcome}"
+    said = outcome.stderr.decode(errors="replace").strip()[-200:]
+    return f"{so_far}, then the judge was gone ({outcome}): {said}".rstrip(": ")
 
 
 def question(item: CodingItem) -> str:
@@ -148,6 +237,40 @@ def question(item: CodingItem) -> str:
     return f"{item.prompt}\nYour code should pass this test:\n\n{item.tests[0]}"
 
 
+def template(text: str, system: str | None = None) -> Callable[[CodingItem], Conversation]:
+    """Returns what makes a conversation of an item.
+
+    Args:
+        text: `{prompt}` in it stands for what is asked, `{test}` for the first test, `{tests}` for all of them.
+        system: What the model is told before, as a message of its own.
+
+    Raises:
+        ConfigError: There is no `{prompt}` in it.
+
+    Example:
+        >>> template("Write Python. {prompt}")(CodingItem("1", "Add two numbers."))
+        'Write Python. Add two numbers.'
+    """
+    if "{prompt}" not in text:
+        raise ConfigError(f"the prompt {text!r:.60} has no {{prompt}} in it, where the item's own is put")
+
+    def ask(item: CodingItem) -> Conversation:
+        parts = {"prompt": item.prompt, "test": (*item.tests, "")[0], "tests": "\n".join(item.tests)}
+        said = re.sub(r"\{(prompt|test|tests)\}", lambda found: parts[found[1]], text)
+        return _after(system, said)
+
+    return ask
+
+
+def _after(system: str | None, said: str) -> Conversation:
+    if system is None:
+        return said
+    return [{"role": "system", "content": system}, {"role": "user", "content": said}]
+
+
+# ── the evaluator ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def coding_evaluator(
     path: str | Path,
     *,
@@ -156,14 +279,14 @@ def coding_evaluator(
     scoring: str = "all",
     limits: Limits = LIMITS,
     paths: Sequence[str] = (),
-    ask: Callable[[CodingItem], str] = question,
+    ask: Callable[[CodingItem], Conversation] = question,
     workers: int = 1,
     report: Callable[[str, Verdict], None] | None = None,
 ) -> EvaluatorSpec:
-    """Returns an evaluator whose items are the lines of a JSONL file, for a plugin's `minerua_evaluators`.
+    """Returns an evaluator whose items are the lines of a JSONL file.
 
-    The model is a callable: prompt → answer, both texts. It is asked one item after the other; what it raises is not
-    caught here.
+    Models are callables: conversations → answers, see `minerua_agent_tasks.asking`. All items of all models are asked
+    in one call. What a model raises is not caught here.
 
     Args:
         path: The items, see `read_items`.
@@ -172,9 +295,9 @@ def coding_evaluator(
         scoring: `"all"` or `"share"`, see `judge`.
         limits: Of each item.
         paths: Folders to import from, see `judge`.
-        ask: Item → prompt.
-        workers: How many items are judged at the same time.
-        report: Called with the item's id and its verdict, from this thread.
+        ask: Item → conversation; it is part of the version by what it makes of the items.
+        workers: How many runs of the sandbox at the same time.
+        report: Called with the item's id and its verdict, from this thread, in the order of models and ids.
 
     Raises:
         ConfigError: The items, or a setting, are not as they should be.
@@ -187,19 +310,64 @@ def coding_evaluator(
         raise ConfigError(f"evaluator {name!r}: workers is {workers}; it is at least 1")
     where = Sandbox() if sandbox is None else sandbox
 
-    def evaluate(model: Callable[[str], Any], ids: Sequence[str], seed: int) -> list[float]:
+    def inputs(ids: Sequence[str]) -> list[Conversation]:
+        return [ask(items[id]) for id in ids]
+
+    def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
         del seed  # programs see the same hash seed and no other chance
-        answers = [model(ask(items[id])) for id in ids]
-
-        def one(id: str, answer: Any) -> Verdict:
-            return judge(items[id], answer, where, scoring=scoring, paths=paths, limits=limits)
-
-        with ThreadPoolExecutor(workers) as pool:
-            verdicts = list(pool.map(one, ids, answers))
-        for id, verdict in zip(ids, verdicts, strict=True):
+        given = answers(models, [inputs(some) for some in ids])
+        pairs = [(items[id], said) for k, some in enumerate(ids) for id, said in zip(some, given[k], strict=True)]
+        verdicts = judge_many(pairs, where, scoring=scoring, paths=paths, limits=limits, workers=workers)
+        for k, (item, said) in enumerate(pairs):
+            verdicts[k] = Verdict(0.0, UNANSWERED) if said is None else verdicts[k]
             if report is not None:
-                report(id, verdict)
-        return [verdict.outcome for verdict in verdicts]
+                report(item.id, verdicts[k])
+        left = iter(verdicts)
+        return [[next(left).outcome for _ in some] for some in ids]
 
-    version = hashlib.sha256(f"{_VERSION} {scoring} {limits} {Path(path).read_bytes()!r}".encode()).hexdigest()[:16]
-    return EvaluatorSpec(name=name, items=lambda: list(items), evaluate=evaluate, version=version)
+    told = [_VERSION, scoring, asdict(limits), list(paths)]
+    asked = [[ask(item), asdict(item)] for item in items.values()]
+    return EvaluatorSpec(
+        name=name,
+        items=lambda: list(items),
+        evaluate=lambda model, ids, seed: evaluate_many([model], [ids], seed)[0],
+        evaluate_many=evaluate_many,
+        inputs=inputs,
+        version=hashlib.sha256(json.dumps([told, asked]).encode()).hexdigest()[:16],
+    )
+
+
+def configure_coding(settings: Mapping[str, Any], context: RunContext) -> EvaluatorSpec:
+    """Returns the coding evaluator that the settings of a task describe.
+
+    `path` (required), `scoring`, `prompt`, `system`, `limits`, `paths`, `sandbox`, `report`: see the README.
+
+    Raises:
+        ConfigError: Settings, items or the machine are not as they should be; all faults.
+    """
+    told = Settings("coding", settings, context)
+    path, scoring = told.path("path"), told.choice("scoring", _SCORINGS, "all")
+    system, prompt = told.optional("system", str), told.optional("prompt", str)
+    limits, report = told.limits(LIMITS), told.report()
+    paths = [str(context.folder / str(folder)) for folder in told.get("paths", list, [])]
+    sandbox = told.sandbox(readable=paths)
+    ask = told.made(lambda: _asking(prompt, system), question)
+    if path != context.folder:
+        told.made(lambda: read_items(path), None)
+    told.done()
+    return coding_evaluator(
+        path,
+        sandbox=sandbox,
+        scoring=scoring,
+        limits=limits,
+        paths=paths,
+        ask=ask,
+        workers=max(1, context.workers),
+        report=report,
+    )
+
+
+def _asking(prompt: str | None, system: str | None) -> Callable[[CodingItem], Conversation]:
+    if prompt is not None:
+        return template(prompt, system)
+    return lambda item: _after(system, question(item))

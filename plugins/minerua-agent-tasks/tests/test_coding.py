@@ -457,9 +457,9 @@ def test_code_is_found_in_answers():
 def test_the_evaluator_scores_a_model_item_by_item(tmp_path, sandbox):
     path, said, asked = written(tmp_path, MBPP, HUMAN), [], []
 
-    def model(prompt):
-        asked.append(prompt)
-        return "def add(a, b): return a + b"
+    def model(conversations):
+        asked.extend(conversations)
+        return ["def add(a, b): return a + b"] * len(conversations)
 
     spec = coding_evaluator(path, name="my-coding", sandbox=sandbox, workers=2, report=lambda *a: said.append(a))
     assert spec_faults(next(kind for kind in KINDS if kind.hook == "minerua_evaluators"), spec) == []
@@ -467,6 +467,7 @@ def test_the_evaluator_scores_a_model_item_by_item(tmp_path, sandbox):
     assert spec.evaluate(model, ["HumanEval/0", "2"], 0) == [0.0, 1.0]
     assert asked == [PROMPT, "Write add.\nYour code should pass this test:\n\nassert add(1, 2) == 3"]
     assert [(id, verdict.outcome) for id, verdict in said] == [("HumanEval/0", 0.0), ("2", 1.0)]
+    assert spec.inputs(["HumanEval/0"]) == [PROMPT]
 
 
 def test_the_version_of_the_evaluator_changes_with_what_outcomes_depend_on(tmp_path, sandbox):

@@ -2,6 +2,7 @@
 
 The program sees calls and nothing else. Tests, expected values and the standard output on which verdicts are written
 are in this process only, and what comes back from the program is data, rebuilt as plain values and compared here.
+Several items are judged by one process each, see `foreman`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import builtins
 import json
 import math
 import os
+import socket
 import sys
 from typing import Any
 
+from candidate import CLEAN, END, START  # type: ignore[import-not-found] # copied beside this file
 from wire import pack, receive, send, unpack  # type: ignore[import-not-found] # copied beside this file
 
 _MOST_LETTERS = 200
+_ENDINGS = 5
+"""How many times an item's own solution is waited for, a third of a second each."""
 
 
 class Lost(BaseException):
@@ -26,18 +31,29 @@ class Lost(BaseException):
 class Program:
     """A program in a process of its own."""
 
-    def __init__(self, item: dict[str, Any], prefix: str, codes: list[str]) -> None:
+    def __init__(self, item: dict[str, Any], control: socket.socket, prefix: str, codes: list[str]) -> None:
         self.is_lost = False
         asked, self.ask_at = os.pipe()
         self.answer_at, answer = os.pipe()
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        actions = [(os.POSIX_SPAWN_DUP2, asked, 0), (os.POSIX_SPAWN_DUP2, answer, 1), (os.POSIX_SPAWN_DUP2, nothing, 2)]
-        words = [sys.executable, "-s", "-S", "-B", os.path.join(item["folder"], "candidate.py")]
-        os.posix_spawn(sys.executable, words, os.environ, file_actions=actions)
-        for file in (asked, answer, nothing):
-            os.close(file)
+        try:
+            socket.send_fds(control, [START], [asked, answer])
+        except BrokenPipeError:
+            raise Lost("the process that starts programs is gone") from None
+        finally:
+            for file in (asked, answer):
+                os.close(file)
         told = {"prefix": prefix, "codes": codes, "entry": item["entry"], "setup": item["setup"]}
         self.ask(do="load", **{"with": {**told, "paths": item["paths"]}})
+
+    def close(self, control: socket.socket) -> None:
+        """Sees to the end of the program."""
+        for file in (self.ask_at, self.answer_at):
+            os.close(file)
+        for _ in range(_ENDINGS):
+            control.sendall(END)
+            if control.recv(1) == CLEAN:
+                return
+        raise Lost("it left a process that does not end")
 
     def ask(self, **asked: Any) -> Any:
         """Asks for one thing and returns the value, or raises what the program raised."""
@@ -154,14 +170,20 @@ def _is_close(found: Any, wanted: Any, atol: float) -> bool:
 
 
 class Judge:
-    """One item and where its verdicts go: a line of JSON each."""
+    """One item and where its verdicts go: a line of JSON each.
 
-    def __init__(self, item: dict[str, Any], out: int) -> None:
-        self.item, self.out = item, out
+    Args:
+        item: The item, with its `number`.
+        out: Where verdicts are written.
+        control: Leads to the process that starts programs.
+    """
+
+    def __init__(self, item: dict[str, Any], out: int, control: socket.socket) -> None:
+        self.item, self.out, self.control = item, out, control
 
     def say(self, **line: Any) -> None:
         """Writes a line at once, so that what is known survives whatever comes."""
-        os.write(self.out, json.dumps(line).encode() + b"\n")
+        os.write(self.out, json.dumps({"item": self.item["number"], **line}).encode() + b"\n")
 
     def run(self) -> None:
         """Judges."""
@@ -171,7 +193,7 @@ class Judge:
         if wanted is None:
             return
         try:
-            program = Program(item, item["prefix"], item["codes"])
+            program = Program(item, self.control, item["prefix"], item["codes"])
         except (Exception, Lost) as error:  # noqa: BLE001 - whatever the program raises when it is loaded
             self.say(unloaded=_told(error))
             return
@@ -189,8 +211,10 @@ class Judge:
     def _wanted(self) -> list[Any] | None:
         """Returns what the item's own solution returns; it is asked and gone before the program exists."""
         try:
-            solution = Program(self.item, "", [self.item["reference"]])
-            return [solution.get(self.item["entry"])(*arguments) for arguments in self.item["inputs"]]
+            solution = Program(self.item, self.control, "", [self.item["reference"]])
+            wanted = [solution.get(self.item["entry"])(*arguments) for arguments in self.item["inputs"]]
+            solution.close(self.control)
+            return wanted
         except (Exception, Lost) as error:  # noqa: BLE001 - a fault of the item, whatever it is
             self.say(fault=f"the item's own solution failed: {_told(error)}")
             return None
@@ -240,19 +264,3 @@ def _called(tree: ast.AST) -> set[str]:
 def _told(error: BaseException) -> str:
     kind = "" if isinstance(error, Lost) else f"{type(error).__name__}: "
     return f"{kind}{error}"[:_MOST_LETTERS]
-
-
-def main() -> None:
-    """Reads the item from standard input and judges it."""
-    item = json.loads(sys.stdin.buffer.read())
-    item["folder"] = sys.path[0]
-    sys.path[:] = [*sys.path[1:], *item["paths"]]  # the program may write modules into the working folder
-    out = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):  # tests may print
-        os.dup2(nothing, standard)
-    Judge(item, out).run()
-
-
-if __name__ == "__main__":
-    main()

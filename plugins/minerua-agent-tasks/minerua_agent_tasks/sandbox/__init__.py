@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from .box import MODES, Offer, Sandbox
 from .limits import Limits, Outcome, SandboxError, SandboxUnavailable
+from .session import COMMAND_BYTES, Session
 
-__all__ = ["MODES", "Limits", "Offer", "Outcome", "Sandbox", "SandboxError", "SandboxUnavailable"]
+__all__ = [
+    "COMMAND_BYTES",
+    "MODES",
+    "Limits",
+    "Offer",
+    "Outcome",
+    "Sandbox",
+    "SandboxError",
+    "SandboxUnavailable",
+    "Session",
+]

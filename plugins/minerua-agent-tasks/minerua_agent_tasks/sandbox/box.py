@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from minerua.errors import ConfigError, unknown
 
 from . import orders
 from .limits import Limits, Outcome, SandboxError, SandboxUnavailable
 from .running import Launch
+from .session import Session
+from .starting import Starter
 from .view import View
 
 __all__ = ["MODES", "Offer", "Sandbox"]
@@ -94,6 +97,8 @@ class Sandbox:
         self.python = self._view.python
         self.mode = _offered(mode, python)
         self._launches: set[Launch] = set()
+        self._sessions: set[Session] = set()
+        self._starter = Starter()
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -142,6 +147,70 @@ class Sandbox:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)  # a program may have made folders that cannot be deleted
 
+    def open(
+        self,
+        *,
+        files: Mapping[str, str | bytes] | None = None,
+        limits: Limits | None = None,
+        shell: str = "bash",
+        merged: bool = False,
+    ) -> Session:
+        r"""Opens a session: one shell in a fresh room, which lives between its commands.
+
+        Unlike a run's, its room is furnished like a small system: the user is called `user`, begins in `/home/user`,
+        and may write to `/tmp`, `/home`, `/root`, `/etc`, `/var`, `/opt`, `/srv`, `/mnt`, `/media`, `/data` and
+        `/workspace`, which are otherwise empty; `disk_bytes` is for all of them. In mode `weak` only the home folder is
+        fresh. Any number of sessions may be open at once.
+
+        Args:
+            files: Relative path → content, written into the home folder.
+            limits: Of the session, others than the sandbox's; see `Session`.
+            shell: A bash, by name or path.
+            merged: Standard error goes where standard output goes, in the order in which it is written.
+
+        Raises:
+            ConfigError: Files that cannot be; all faults listed.
+            SandboxError: The session could not be started, the sandbox is closed, or its mode is bubblewrap: there a
+                program can kill whoever watches over it, and a session with it.
+
+        Example:
+            >>> with Sandbox("weak") as sandbox, sandbox.open(files={"a.txt": "hello"}) as session:
+            ...     _ = session.run("x=$(cat a.txt); mkdir sub; cd sub")
+            ...     session.run('echo "$x" from ${PWD##*/}').stdout
+            b'hello from sub\n'
+        """
+        limits = limits or self.limits
+        faults = orders.faults([shell], files or {}, limits)
+        if faults:
+            raise ConfigError("the session cannot be opened as it is asked", faults)
+        if self.mode == "bubblewrap":
+            raise SandboxError(
+                "there are no sessions in mode 'bubblewrap': nobody there outlives the shell whom it cannot kill; "
+                "use 'namespaces', or run single programs"
+            )
+        folder = tempfile.mkdtemp(prefix="minerua-") if self.mode == "weak" else ""
+        order = orders.order(
+            self.mode, self._view, [shell], files or {}, limits, folder=folder, is_session=True, merged=merged
+        )
+        try:
+            session = self._session(order, limits, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        session.wait_until_ready()
+        return session
+
+    def _session(self, order: dict[str, Any], limits: Limits, folder: str) -> Session:
+        with self._lock:
+            if self._is_closed:
+                raise SandboxError("the sandbox is closed; no session can be opened in it any more")
+            session = Session(self._starter.start(order), limits, folder=folder, ended=self._forget)
+            self._sessions.add(session)
+            return session
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.discard(session)
+
     def _launch(self, launch: Launch) -> Outcome:
         with self._lock:
             if self._is_closed:
@@ -160,6 +229,9 @@ class Sandbox:
             self._is_closed = True
             for launch in self._launches:
                 launch.cancel()
+        for session in list(self._sessions):
+            session.close()
+        self._starter.close()
 
     def __enter__(self) -> Sandbox:
         return self

@@ -93,6 +93,7 @@ class Outcome:
         seconds: From the program's start to its end.
         cpu_seconds: Processor time of all its processes.
         peak_bytes: The most memory that its processes held, as far as it was seen; `None` if it was not.
+        shell_ended: In a session, the shell ended with this command: the next one gets a fresh one.
     """
 
     code: int | None
@@ -105,6 +106,7 @@ class Outcome:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_bytes: int | None = None
+    shell_ended: bool = False
 
     @property
     def is_success(self) -> bool:

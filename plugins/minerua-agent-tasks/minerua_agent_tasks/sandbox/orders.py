@@ -11,13 +11,25 @@ from .filter import MACHINES, assemble
 from .limits import Limits
 from .view import View
 
-__all__ = ["BOOT", "FOLDER", "MACHINES", "faults", "order"]
+__all__ = ["BOOT", "FOLDER", "MACHINES", "USER", "WRITABLE", "faults", "order"]
 
 FOLDER = str(Path(__file__).parent)
 """Where the package `inside` lies."""
 
 BOOT = "import sys;sys.path.insert(0,sys.argv[1]);from inside.launcher import main;main(sys.argv[2:])"
 """What the first process is: a fresh interpreter with the package `inside` and nothing else of minerua."""
+
+USER = "user"
+"""What the user of a session is called."""
+
+WRITABLE = ("/tmp", "/home", "/root", "/etc", "/var", "/opt", "/srv", "/mnt", "/media", "/data", "/workspace")
+"""Folders that a session may write to; empty at its beginning, but for the home folder and the user's name."""
+
+_ACCOUNTS = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\n{user}:x:65534:65534::/home/{user}:/bin/bash\n",
+    "/etc/group": "root:x:0:\n{user}:x:65534:\n",
+    "/etc/hostname": "sandbox\n",
+}
 
 _INSIDE = "/sandbox"
 
@@ -40,16 +52,31 @@ def faults(command: Sequence[str], files: Mapping[str, str | bytes], limits: Lim
 
 
 def order(
-    mode: str, view: View, command: list[str], files: Mapping[str, str | bytes], limits: Limits, *, folder: str
+    mode: str,
+    view: View,
+    command: list[str],
+    files: Mapping[str, str | bytes],
+    limits: Limits,
+    *,
+    folder: str,
+    is_session: bool = False,
+    merged: bool = False,
 ) -> dict[str, Any]:
     """Returns the order for one run; what the process inside bubblewrap is told is its entry `within`."""
     strong = mode != "weak"
+    home, room = _places(folder, is_session)
+    accounts = {name: text.format(user=USER) for name, text in _ACCOUNTS.items()} if is_session and strong else {}
+    known: dict[str, str | bytes] = {**accounts, **files}
     told: dict[str, Any] = {
         "how": mode,
         "command": command,
-        "environment": view.variables("/tmp/home" if strong else f"{folder}/home"),
-        "files": {name: text.encode() if isinstance(text, str) else text for name, text in files.items()},
-        "folder": folder,
+        "environment": view.variables(home) | ({"USER": USER, "LOGNAME": USER} if is_session else {}),
+        "files": {name: text.encode() if isinstance(text, str) else text for name, text in known.items()},
+        "home": home,
+        "room": room,
+        "session": is_session,
+        "merged": merged,
+        "writable": list(WRITABLE) if is_session else ["/tmp"],
         "filter": assemble() if strong else b"",
         "has_capabilities": mode == "namespaces",
         "processes_kept_by_kernel": strong,
@@ -61,8 +88,16 @@ def order(
     }
     if mode == "bubblewrap":
         told["within"] = {**told, "how": "inside", "processes_besides": 2}
-        told |= {"bubblewrap": _bubblewrap(view, limits), "files": {}, "processes_besides": 4}
+        told |= {"bubblewrap": _bubblewrap(view, limits), "files": {}, "room": "", "processes_besides": 4}
     return told
+
+
+def _places(folder: str, is_session: bool) -> tuple[str, str]:
+    """Returns home and working folder; in a session they are the same, as for somebody who logs in."""
+    if is_session:
+        home = f"{folder}/{USER}" if folder else f"/home/{USER}"
+        return home, home
+    return f"{folder or '/tmp'}/home", f"{folder or '/tmp'}/room"
 
 
 def _bubblewrap(view: View, limits: Limits) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from . import orders
 from .limits import Limits, Outcome, SandboxError
 
-__all__ = ["Launch"]
+__all__ = ["Launch", "in_memory"]
 
 _GRACE_SECONDS = 20.0
 """How much later than its limit a run may report on a busy machine, before the sandbox itself has failed."""
@@ -98,12 +98,12 @@ class Launch:
     def _start(self, ends: list[int]) -> subprocess.Popen[bytes]:
         """Starts the launcher and closes this side of everything that it was given."""
         out, err, status = ends
-        given = _in_memory(self._stdin)
-        within = _in_memory(marshal.dumps(self._order.pop("within"))) if "within" in self._order else -1
+        given = in_memory(self._stdin)
+        within = in_memory(marshal.dumps(self._order.pop("within"))) if "within" in self._order else -1
         if within >= 0:
             self._order["bubblewrap"] += [str(within), str(status), "-1", "0"]
             self._order["keep"] = [within, status]
-        told = _in_memory(marshal.dumps(self._order))
+        told = in_memory(marshal.dumps(self._order))
         numbers = [told, status, self._held]
         library = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         words = [sys.executable, "-I", "-S", "-c", orders.BOOT, orders.FOLDER, *map(str, numbers), str(os.getpid())]
@@ -185,7 +185,7 @@ def _drain(stream: _Stream) -> None:
             return
 
 
-def _in_memory(content: bytes) -> int:
+def in_memory(content: bytes) -> int:
     """Returns an open file with this content that nobody can change, at its beginning."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:

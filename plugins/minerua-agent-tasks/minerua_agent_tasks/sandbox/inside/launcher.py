@@ -97,7 +97,7 @@ class Run:
         kernel.die_with_parent()  # a change of user forgets it
         kernel.set_dumpable(False)
         self.step = "furnish the room"
-        files.furnish(self.order["files"], "/tmp")
+        self._furnish()
         self.watch(proc=proc, alone=True)
 
     # ── bubblewrap, and nothing ──────────────────────────────────────────────────────────────────────────────────────
@@ -109,20 +109,29 @@ class Run:
             kernel.die_with_parent()
             kernel.adopt_orphans()
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if self.order["folder"]:
-            files.furnish(self.order["files"], self.order["folder"])
+        if self.order["room"]:
+            self._furnish()
         self.watch(proc=proc, alone=False)
 
     def within_bubblewrap(self) -> None:
         """What bubblewrap starts: the files, the limits, the second walls, the program."""
-        files.furnish(self.order["files"], "/tmp")
+        self._furnish()
         self._become()
+
+    def _furnish(self) -> None:
+        files.furnish(self.order["files"], self.order["home"], self.order["room"])
 
     # ── the program ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def watch(self, *, proc: int | None, alone: bool) -> None:
-        """Starts the program, waits for it, reports."""
+        """Starts the program, waits for it, reports; or carries out the commands of a session."""
         watching = watch.Watch(self.order, proc=proc, alone=alone, control=self.control)
+        if self.order["session"]:
+            from . import serving
+
+            self.step = "start the shell, or a program of the session"
+            serving.Serving(watching, self.control, self.failed).serve()
+            return
         pid = watch.spawn(self._become, self.failed)
         self.report(**watching.run(pid))
 

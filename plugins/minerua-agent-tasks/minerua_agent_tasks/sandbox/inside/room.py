@@ -17,7 +17,8 @@ def build(order: dict[str, Any]) -> int:
     """Builds the new root, moves into it and lets the old one go.
 
     Args:
-        order: `disk_bytes`, `disk_files`; `binds`, the folders to show; `links`, path → target.
+        order: `disk_bytes`, `disk_files`; `session`, with `writable`, folders directly below the root; `binds`, the
+            folders to show; `links`, path → target.
 
     Returns:
         An open folder: the `/proc` of this pid namespace, which no path leads to.
@@ -27,7 +28,7 @@ def build(order: dict[str, Any]) -> int:
     # Built over /proc, the one folder that is always there and that nobody wants to see.
     kernel.mount("sandbox", "/proc", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,nr_inodes=4096,mode=0755")
     os.chdir("/proc")
-    _writable(order)  # first: what is shown may lie below the old /tmp
+    _several_writable(order) if order["session"] else _writable(order)  # before what is shown: it may lie below /tmp
     for path in order["binds"]:
         _show(path)
     for path, target in order["links"].items():
@@ -72,3 +73,18 @@ def _writable(order: dict[str, Any]) -> None:
     os.mkdir("tmp", 0o755)
     options = f"size={order['disk_bytes']},nr_inodes={order['disk_files']},mode=1777"
     kernel.mount("work", "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+
+
+def _several_writable(order: dict[str, Any]) -> None:
+    """Shows folders of one small file system at several places, so that their limits are shared."""
+    os.mkdir("work", 0o755)
+    options = f"size={order['disk_bytes']},nr_inodes={order['disk_files']},mode=0755"
+    kernel.mount("work", "work", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    for path in order["writable"]:
+        place = path[1:]
+        for made in (place, f"work/{place}"):
+            os.mkdir(made)
+        os.chmod(f"work/{place}", 0o1777)
+        kernel.mount(f"work/{place}", place, None, kernel.MS_BIND)
+    kernel.detach("work")
+    os.rmdir("work")

@@ -54,7 +54,7 @@ def raise_walls(order: dict[str, Any]) -> None:
     kernel.close_on_exec()
     kernel.drop_capabilities(bounding=order["has_capabilities"])
     kernel.no_new_privileges()
-    kernel.restrict_writes(["/tmp", "/dev"])
+    kernel.restrict_writes([*order["writable"], "/dev"])
     kernel.install_filter(order["filter"])
 
 

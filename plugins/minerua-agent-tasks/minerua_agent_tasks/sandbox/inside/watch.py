@@ -19,6 +19,8 @@ _CLOCK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25  # the module signal takes as long to import as Python to start
 
+_SIGCONT, _SIGSTOP = (18, 19) if os.uname().sysname == "Linux" else (19, 17)
+
 
 class suppress:  # noqa: N801 - contextlib.suppress, without its import
     """Passes over errors of some kinds."""
@@ -51,20 +53,25 @@ class Watch:
         self.status: int | None = None
         self.seconds = 0.0
 
+    def begin(self, seconds: float) -> None:
+        """Starts the time of another command, for which a new child may be started."""
+        self.start, self.seconds = time.monotonic(), 0.0
+        self.order["seconds"] = seconds
+
     def run(self, child: int) -> dict[str, Any]:
         """Waits for the program `child`, ends whatever it left behind, and returns how it went."""
         self._listen(child)
         ended = None
         tick = TICK_SECONDS
-        while ended is None and not self._reap(child):
+        while ended is None and not self.reap(child):
             began = time.monotonic()
-            ended = self._passed(began)
+            ended = self.passed(began)
             tick = max(TICK_SECONDS, 4 * (time.monotonic() - began))  # at most a fifth of a core
             if ended is None:
                 self._sleep(began + tick)
         self.seconds = time.monotonic() - self.start
-        self._end_all(child)
-        return self._result(ended)
+        self.end_all(child)
+        return self.result(ended)
 
     def _listen(self, child: int) -> None:
         """Prepares what wakes this process: the program's end, and that nobody waits any more."""
@@ -79,7 +86,7 @@ class Watch:
         if left > 0:
             self.events.poll(left * 1000)
 
-    def _reap(self, child: int) -> bool:
+    def reap(self, child: int) -> bool:
         """Collects what has ended; returns whether the program itself has."""
         with suppress(ChildProcessError):
             while True:
@@ -90,7 +97,7 @@ class Watch:
                     break
         return self.status is not None
 
-    def _passed(self, now: float) -> str | None:
+    def passed(self, now: float) -> str | None:
         """Returns the limit that is passed, `"cancelled"` if nobody wants the result any more, or `None`."""
         if select.select([self.control], [], [], 0)[0]:
             return "cancelled"
@@ -169,12 +176,11 @@ class Watch:
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _end_all(self, child: int) -> None:
+    def end_all(self, child: int) -> None:
         """Kills until nobody is left."""
+        seconds = 0.0002  # most are dead at once
         while True:
-            for target in self._targets(child):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(target, _SIGKILL)
+            self._signal_all(child, _SIGKILL)
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -182,7 +188,22 @@ class Watch:
             if pid == child:
                 self.status = status
             if pid == 0:
-                time.sleep(0.002)
+                time.sleep(seconds)
+                seconds = min(2 * seconds, 0.002)
+
+    def pause(self, child: int) -> None:
+        """Stops everybody: between the commands of a session time stands still."""
+        for _ in range(1 if self.alone else 2):  # -1 reaches whoever is just being forked; a list may miss them once
+            self._signal_all(child, _SIGSTOP)
+
+    def go_on(self, child: int) -> None:
+        """Lets everybody go on."""
+        self._signal_all(child, _SIGCONT)
+
+    def _signal_all(self, child: int, number: int) -> None:
+        for target in self._targets(child):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(target, number)
 
     def _targets(self, child: int) -> Iterator[int]:
         if self.alone:
@@ -192,7 +213,8 @@ class Watch:
         if self.status is None:
             yield from (-child, child)
 
-    def _result(self, ended: str | None) -> dict[str, Any]:
+    def result(self, ended: str | None) -> dict[str, Any]:
+        """Returns how the program went, and what all of them have used."""
         status = self.status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         if self.order["bubblewrap"] and os.WEXITSTATUS(status) > 128:

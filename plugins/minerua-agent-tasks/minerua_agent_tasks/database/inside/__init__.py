@@ -1,0 +1,1 @@
+"""What runs in the sandbox when SQL is executed: copied there as files, imported there from the working folder."""
