@@ -11,19 +11,15 @@ on search, by the select items; all others take the best on search.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
-import cma
 import minerua_digits
 import numpy as np
-import scipy.stats
 import yaml
 
 from minerua.evaluation import Evaluation
@@ -40,20 +36,11 @@ from minerua.run.train import execute_training
 from minerua.values import MergeInputs, Scores
 from minerua.weights import apply, dense, open_checkpoint
 
+from .rivals import Accuracy, Search, cma_es, positive, random_search, table, text
+
 SEEDS = 16
 EVALUATIONS = 1200
-CHOICES = 20
 LAYERS = 3
-Accuracy = tuple[float, ...]  # one per task
-
-
-@dataclass
-class Tried:
-    """A model that a search evaluated."""
-
-    mean: float
-    digest: str
-    tensors: Mapping[str, np.ndarray]
 
 
 class World:
@@ -70,6 +57,9 @@ class World:
         outcome = self.evaluation.score(digest, lambda: self.prepared.model.build(tensors), split=split)
         assert isinstance(outcome, Scores), outcome
         return outcome.means
+
+    def prefetch(self, models: Sequence[Mapping[str, np.ndarray]], split: str) -> None:
+        """Does nothing: these networks are scored in a millisecond each."""
 
     def child(self, coefficients: np.ndarray) -> dict[str, np.ndarray]:
         """Returns base plus Σ_k c[layer, k] τ_k; coefficients of shape (K,) or (layers, K)."""
@@ -119,54 +109,6 @@ class World:
 
 def _layer(name: str) -> int:
     return int(name.split(".")[1])
-
-
-class Search:
-    """Counts evaluations and remembers the best models."""
-
-    def __init__(self, world: World, label: str, evaluations: int) -> None:
-        self.world, self.label, self.left, self.tried = world, label, evaluations, []
-
-    def __call__(self, tensors: Mapping[str, np.ndarray]) -> float:
-        """Evaluates weights on the search items and returns their mean accuracy."""
-        self.left -= 1
-        digest = f"{self.label}-{self.left}"
-        mean = float(np.mean(self.world.score(tensors, "search", digest)))
-        self.tried.append(Tried(mean, digest, tensors))
-        self.tried = sorted(self.tried, key=lambda tried: -tried.mean)[:CHOICES]  # stable: of equals the first
-        return mean
-
-    def rows(self) -> dict[str, Accuracy]:
-        """Returns the test accuracy of the best on search, and of the best on select."""
-        chosen = max(self.tried, key=lambda t: np.mean(self.world.score(t.tensors, "select", t.digest)))
-        best = {self.label: self.tried[0], f"{self.label}, on select": chosen}
-        return {name: self.world.score(tried.tensors, "test", tried.digest) for name, tried in best.items()}
-
-
-def random_search(search: Search, make: Callable, shape: tuple[int, ...], generator: np.random.Generator) -> None:
-    """Draws coefficients from U[0, 1.2) until the evaluations are spent."""
-    while search.left:
-        search(make(generator.uniform(0, 1.2, shape)))
-
-
-def cma_es(search: Search, make: Callable, shape: tuple[int, ...], start: float, seed: int) -> None:
-    """Runs CMA-ES (pycma, its own population size, σ 0.2), restarted where it converged, until nothing is left."""
-    run = 0
-    while search.left:
-        run += 1
-        options = {"seed": 1000 * seed + run, "verbose": -9, "maxfevals": search.left}
-        es = cma.CMAEvolutionStrategy(np.full(math.prod(shape), start), 0.2, options)
-        while not es.stop() and search.left:
-            asked = es.ask()[: search.left]
-            values = [-search(make(np.reshape(x, shape))) for x in asked]
-            if len(asked) < es.popsize:
-                return
-            es.tell(asked, values)
-
-
-def positive(make: Callable) -> Callable:
-    """Lets a search over all numbers yield positive weights: w = exp(x)."""
-    return lambda x: make(np.exp(np.clip(x, -8, 8)))
 
 
 def searched_rows(world: World, seed: int, evaluations: int) -> dict[str, Accuracy]:
@@ -262,47 +204,6 @@ PARTS_OF_OURS = (  # made of what minerua adds; shown, so that everybody sees wh
 )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and the half-width of its 95 % interval, by Student's t over the seeds."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    quantile = scipy.stats.t.ppf(0.975, n - 1)
-    return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(n))
-
-
-def table(seeds: Sequence[Mapping[str, Accuracy]]) -> list[dict[str, object]]:
-    """Returns one row per method: accuracy per task and on average, and how far ours is ahead, in points."""
-    ours = np.array([np.mean(rows[OURS]) for rows in seeds])
-    result = []
-    for name in seeds[0]:
-        accuracy = 100 * np.array([rows[name] for rows in seeds])  # (seeds, tasks)
-        mean, half = interval(accuracy.mean(axis=1))
-        lead, lead_half = interval(100 * ours - accuracy.mean(axis=1))
-        result.append(
-            {
-                "row": name,
-                "tasks": [interval(column) for column in accuracy.T],
-                "mean": mean,
-                "±": half,
-                "lead": lead,
-                "lead ±": lead_half,
-            }
-        )
-    return sorted(result, key=lambda row: -float(row["mean"]))  # type: ignore[arg-type]
-
-
-def text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Returns the table as Markdown."""
-    views = " | ".join(minerua_digits.VIEWS)
-    lines = [f"| model | {views} | mean | `minerua` ahead by |", "|---|" + "---|" * (len(minerua_digits.VIEWS) + 2)]
-    for row in rows:
-        tasks = " | ".join(f"{value:.1f} ± {half:.1f}" for value, half in row["tasks"])  # type: ignore[attr-defined]
-        lead = "" if row["row"] == OURS else f"{row['lead']:+.2f} ± {row['lead ±']:.2f}"
-        lines.append(f"| {row['row']} | {tasks} | {row['mean']:.2f} ± {row['±']:.2f} | {lead} |")
-    return "\n".join(lines)
-
-
 def test_ours_is_ahead_of_every_merge(benchmark, smoke):
     seeds = [0] if smoke else list(range(SEEDS))
     evaluations = 40 if smoke else EVALUATIONS
@@ -313,8 +214,8 @@ def test_ours_is_ahead_of_every_merge(benchmark, smoke):
 
     found = benchmark.pedantic(compare, rounds=1)
     benchmark.extra_info["accuracy per seed"] = found
-    rows = table(found)
-    print("\n" + text(rows))
+    rows = table(found, ours=OURS)
+    print("\n" + text(rows, tuple(minerua_digits.VIEWS), ours=OURS))
     assert {row["row"] for row in rows} > {OURS, ABOVE, *PARTS_OF_OURS}
     if not smoke:
         rivals = [row for row in rows if row["row"] not in (OURS, ABOVE, *PARTS_OF_OURS)]
