@@ -84,6 +84,66 @@ def cma_es(search: Search, make: Callable, shape: tuple[int, ...], start: float,
             es.tell(asked, values)
 
 
+def nsga2(search: Search, make: Callable, size: int, generator: np.random.Generator, *, highest: float = 1.2) -> None:
+    """Runs NSGA-II (Deb et al. 2002) over coefficients in [0, highest], one objective per task, population 20.
+
+    Simulated binary crossover with η = 15 and polynomial mutation with η = 20, one value of a child on average: the
+    settings of the paper's authors for real values. Of the children beyond the budget none is evaluated.
+    """
+    population = generator.uniform(0, highest, (min(20, search.left), size))
+    scores = _evaluated(search, make, population)
+    while search.left:
+        parents = _tournament(scores, 2 * len(population), generator)
+        children = _bred(population[parents], highest, generator)[: search.left]
+        found = _evaluated(search, make, children)
+        population, scores = np.concatenate([population, children]), np.concatenate([scores, found])
+        kept = np.lexsort(_standing(scores))[: min(20, len(scores))]
+        population, scores = population[kept], scores[kept]
+
+
+def _evaluated(search: Search, make: Callable, rows: np.ndarray) -> np.ndarray:
+    made = [make(row) for row in rows]
+    search.world.prefetch(made, "search")
+    return np.array([search.means(model) for model in made])
+
+
+def _standing(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns keys for `lexsort`: minus the crowding distance, after the front that each row belongs to."""
+    better = (scores[:, None] >= scores[None]).all(-1) & (scores[:, None] > scores[None]).any(-1)  # (i, j): i beats j
+    front, left, number = np.zeros(len(scores)), np.ones(len(scores), bool), 0
+    while left.any():
+        first = left & ~(better & left[:, None]).any(0)
+        front[first], left, number = number, left & ~first, number + 1
+    distance = np.zeros(len(scores))
+    for number in np.unique(front):
+        rows = np.flatnonzero(front == number)
+        for task in range(scores.shape[1]):
+            order = rows[np.argsort(scores[rows, task], kind="stable")]
+            span = np.ptp(scores[rows, task]) or 1.0
+            distance[order[[0, -1]]] = np.inf
+            distance[order[1:-1]] += (scores[order[2:], task] - scores[order[:-2], task]) / span
+    return -distance, front
+
+
+def _tournament(scores: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draws rows: of two at random the one that stands better."""
+    place = np.argsort(np.lexsort(_standing(scores)))
+    pairs = generator.integers(0, len(scores), (count, 2))
+    return np.where(place[pairs[:, 0]] <= place[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+
+
+def _bred(parents: np.ndarray, highest: float, generator: np.random.Generator) -> np.ndarray:
+    """Returns one child of every two parents."""
+    first, second = parents[::2], parents[1::2]
+    u = generator.uniform(size=first.shape)
+    spread = np.where(u <= 0.5, 2 * u, 1 / (2 - 2 * u)) ** (1 / 16)
+    children = 0.5 * ((1 + spread) * first + (1 - spread) * second)
+    u = generator.uniform(size=first.shape)
+    step = np.where(u < 0.5, (2 * u) ** (1 / 21) - 1, 1 - (2 - 2 * u) ** (1 / 21))
+    mutates = generator.uniform(size=first.shape) < 1 / first.shape[1]
+    return np.clip(children + mutates * step * highest, 0, highest)
+
+
 def positive(make: Callable) -> Callable:
     """Lets a search over all numbers yield positive weights: w = exp(x)."""
     return lambda x: make(np.exp(np.clip(x, -8, 8)))

@@ -96,7 +96,7 @@ def evolve(
         mutate=_mutation(prepared, subspace, founders),
         sampler=SAMPLERS[prepared.variant.sampling],
         bins=config.evolution.bins,
-        active=config.evolution.active and [config.task_names.index(name) for name in config.evolution.active],
+        active=[config.task_names.index(name) for name in config.evolution.active or config.task_names],
         seed=config.seed,
         genomes=shelf,
     )

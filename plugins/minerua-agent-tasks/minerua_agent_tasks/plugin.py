@@ -1,14 +1,14 @@
-"""The hooks: families of evaluators, each of which a run file gives settings; nothing else is imported until then."""
+"""The hooks: families of evaluators, which run files give settings, and a small world; nothing else is imported here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from minerua import EvaluatorSpec, hookimpl
+from minerua import EvaluatorSpec, Skill, hookimpl
 from minerua.values import RunContext
 
-__all__ = ["minerua_evaluators"]
+__all__ = ["minerua_evaluators", "minerua_skills"]
 
 
 @hookimpl
@@ -37,3 +37,17 @@ def _operating_system(settings: Mapping[str, Any], context: RunContext) -> Evalu
     from .operating_system import configure_operating_system
 
     return configure_operating_system(settings, context)
+
+
+@hookimpl
+def minerua_skills() -> list[Skill]:
+    """Returns the skill `agent-skills-world`, which writes tasks, examples and a small model into a folder."""
+    ports: dict[str, type] = {"folder": str}
+    return [Skill("agent-skills-world", call=_write_world, inputs={**ports, "seed": int}, outputs=ports)]
+
+
+def _write_world(folder: str, seed: int) -> dict[str, str]:
+    from .world import write_world
+
+    write_world(folder, seed=seed)
+    return {"folder": folder}
