@@ -21,6 +21,7 @@ from minerua.values import EvaluatorSpec, RunContext
 
 from .asking import UNANSWERED, Conversation, answers
 from .fields import CodingItem, read_items
+from .remembering import Memory
 from .sandbox import Limits, Outcome, Sandbox
 from .settings import Settings
 from .verdict import Verdict
@@ -207,7 +208,8 @@ def _verdict(outcome: Outcome, lines: list[dict[str, Any]], scoring: str) -> Ver
     passed = sum(line.get("passed", False) for line in lines)
     share = passed / total if total else 0.0
     worth = share if scoring == "share" else float(passed == total > 0)
-    return Verdict(worth, _reason(outcome, lines, passed, total), passed, total)
+    is_done = any("done" in line for line in lines)
+    return Verdict(worth, _reason(outcome, lines, passed, total), passed, total, is_certain=is_done)
 
 
 def _reason(outcome: Outcome, lines: list[dict[str, Any]], passed: int, total: int) -> str:
@@ -286,7 +288,8 @@ def coding_evaluator(
     """Returns an evaluator whose items are the lines of a JSONL file.
 
     Models are callables: conversations → answers, see `minerua_agent_tasks.asking`. All items of all models are asked
-    in one call. What a model raises is not caught here.
+    in one call. An answer that was judged before is not executed again, unless a limit had a part in its verdict:
+    children of a population mostly write what others wrote. What a model raises is not caught here.
 
     Args:
         path: The items, see `read_items`.
@@ -309,6 +312,7 @@ def coding_evaluator(
     if workers < 1:
         raise ConfigError(f"evaluator {name!r}: workers is {workers}; it is at least 1")
     where = Sandbox() if sandbox is None else sandbox
+    known = Memory[Verdict]()
 
     def inputs(ids: Sequence[str]) -> list[Conversation]:
         return [ask(items[id]) for id in ids]
@@ -316,13 +320,22 @@ def coding_evaluator(
     def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
         del seed  # programs see the same hash seed and no other chance
         given = answers(models, [inputs(some) for some in ids])
-        pairs = [(items[id], said) for k, some in enumerate(ids) for id, said in zip(some, given[k], strict=True)]
-        verdicts = judge_many(pairs, where, scoring=scoring, paths=paths, limits=limits, workers=workers)
-        for k, (item, said) in enumerate(pairs):
-            verdicts[k] = Verdict(0.0, UNANSWERED) if said is None else verdicts[k]
+        pairs = [
+            (id, said) for some, texts in zip(ids, given, strict=True) for id, said in zip(some, texts, strict=True)
+        ]
+        verdicts = dict.fromkeys((pair for pair in pairs if pair[1] is None), Verdict(0.0, UNANSWERED))
+        verdicts |= {pair: verdict for pair in pairs if (verdict := known.find(pair)) is not None}
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in verdicts]
+        judged = [(items[id], said) for id, said in new]
+        found = judge_many(judged, where, scoring=scoring, paths=paths, limits=limits, workers=workers)
+        for pair, verdict in zip(new, found, strict=True):
+            verdicts[pair] = verdict
+            if verdict.is_certain:
+                known.keep(pair, verdict)
+        for pair in pairs:
             if report is not None:
-                report(item.id, verdicts[k])
-        left = iter(verdicts)
+                report(pair[0], verdicts[pair])
+        left = (verdicts[pair] for pair in pairs)
         return [[next(left).outcome for _ in some] for some in ids]
 
     told = [_VERSION, scoring, asdict(limits), list(paths)]

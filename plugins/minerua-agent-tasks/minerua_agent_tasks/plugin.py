@@ -1,4 +1,4 @@
-"""The hooks: families of evaluators, which run files give settings, and a small world; nothing else is imported here."""
+"""The hooks: families of evaluators, which run files give settings, and a small world; all else is imported later."""
 
 from __future__ import annotations
 

@@ -22,12 +22,14 @@ class Verdict:
         reason: Why, in words; what a program raised is quoted, cut to 200 letters.
         passed: How many tests passed.
         total: How many tests there are.
+        is_certain: Whether the same answer would be worth the same on a busier machine: no limit had a part in it.
     """
 
     outcome: float
     reason: str
     passed: int = 0
     total: int = 0
+    is_certain: bool = True
 
 
 def reporter(path: Path) -> Callable[[str, Verdict], None]:
@@ -44,7 +46,7 @@ def reporter(path: Path) -> Callable[[str, Verdict], None]:
         ...     file = Path(folder, "verdicts.jsonl")
         ...     reporter(file)("7", Verdict(1.0, "all 3 tests passed", 3, 3))
         ...     file.read_text()
-        '{"id": "7", "outcome": 1.0, "reason": "all 3 tests passed", "passed": 3, "total": 3}\n'
+        '{"id": "7", "outcome": 1.0, "reason": "all 3 tests passed", "passed": 3, "total": 3, "is_certain": true}\n'
     """
     try:
         path.open("ab").close()

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
+from ..remembering import Memory
 from ..sandbox import Limits, Outcome, Sandbox
 from .items import DatabaseItem, Table
 
@@ -81,6 +82,32 @@ class Engine(Protocol):
 
     def run(self, jobs: Sequence[Job], workers: int) -> list[Result]:
         """Returns one result per job, in order; no result depends on `workers`."""
+
+
+@final
+class RememberingEngine:
+    """Executes a job once: the same SQL on a fresh database of the same item gives the same again.
+
+    What was stopped, or ended in an error, is executed every time: it may have been the machine's fault.
+
+    Args:
+        engine: What executes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known = Memory[Result]()
+
+    def run(self, jobs: Sequence[Job], workers: int) -> list[Result]:
+        """Returns one result per job, in order."""
+        keys = [(job.item.id, job.statements, job.checks, job.state) for job in jobs]
+        found = {key: known for key in keys if (known := self._known.find(key)) is not None}
+        new = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
+        for key, result in zip(new, self._engine.run(list(new.values()), workers), strict=True):
+            found[key] = result
+            if not (result.ended or result.fault or any(out.error for out in (*result.outputs, *result.checks))):
+                self._known.keep(key, result)
+        return [found[key] for key in keys]
 
 
 class SqliteEngine:

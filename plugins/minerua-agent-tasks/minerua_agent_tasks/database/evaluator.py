@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..verdict import Verdict
 from .comparing import is_agentbench_answer, is_same_rows
 from .dialogue import Move, move_in, opening, reply, sql_in, template
-from .engines import MOST_ROWS, Engine, Job, Output, Result, SqliteEngine
+from .engines import MOST_ROWS, Engine, Job, Output, RememberingEngine, Result, SqliteEngine
 from .items import DatabaseItem, read_database_items
 
 __all__ = ["LIMITS", "configure_database", "database_evaluator"]
@@ -65,7 +65,8 @@ def database_evaluator(
     """Returns an evaluator whose items are the lines of a JSONL file.
 
     All items of all models are asked in one call per turn, and what they wrote is executed together. Each turn begins
-    with a fresh database on which everything that the model has said so far is executed again.
+    with a fresh database on which everything that the model has said so far is executed again. What was executed
+    without an error is remembered: children of a population mostly write what others wrote.
 
     Args:
         path: The items, see `read_database_items`.
@@ -87,7 +88,7 @@ def database_evaluator(
     if turns < 1 or workers < 1:
         raise ConfigError(f"evaluator {name!r}: turns is {turns} and workers is {workers}; both are at least 1")
     items = {item.id: item for item in read_database_items(path)}
-    made = SqliteEngine(Sandbox(), limits) if engine is None else engine
+    made = RememberingEngine(SqliteEngine(Sandbox(), limits) if engine is None else engine)
     asked = template(prompt)
     begun = {id: opening(asked(item), system, turns=turns, kind=kind) for id, item in items.items()}
     expected = _all_expected(list(items.values()), made, workers, path)

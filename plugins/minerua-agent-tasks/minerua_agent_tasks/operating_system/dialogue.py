@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..asking import UNANSWERED, Conversation, continued
+from ..remembering import Memory
 from ..sandbox import COMMAND_BYTES, Outcome
 from ..verdict import Verdict
 from .formats import Act, Format, shown
@@ -41,18 +42,27 @@ class Rules:
 class Dialogue:
     """What is said about one item.
 
+    Whatever was said in the same words before is not carried out again, unless a limit was reached then: the room is
+    only opened, and brought to where it should be, when something new is said.
+
     Args:
         item: The item.
         rules: How the model is talked to.
         conditions: What holds for its room.
+        known: What the model was told, or what it was worth, after everything that was said so far; all dialogues
+            share it.
     """
 
-    def __init__(self, item: OperatingItem, rules: Rules, conditions: Conditions) -> None:
+    def __init__(
+        self, item: OperatingItem, rules: Rules, conditions: Conditions, known: Memory[str | Verdict] | None = None
+    ) -> None:
         self.item, self._rules = item, rules
         self.conversation: Conversation = rules.first(item)
         self.verdict: Verdict | None = None
         self._room = Room(item, conditions)
-        self._turn = 0
+        self._known = Memory() if known is None else known
+        self._said: list[str] = []
+        self._behind: list[str] = []  # commands that were known, so that the room has not seen them
         self._last: Outcome | None = None
 
     def hear(self, text: str | None) -> None:
@@ -61,21 +71,34 @@ class Dialogue:
         Raises:
             minerua_agent_tasks.sandbox.SandboxError: The sandbox failed: nothing is known about the answer.
         """
-        self._turn += 1
         if text is None:
             self._end(Verdict(0.0, UNANSWERED))
             return
+        self._said.append(text)
+        question = (self.item.id, *self._said)
         act = self._rules.format.read(text)
-        if act.kind == "end":
-            self._end(self._room.verdict(act.text if act.has_answer else None))
-            return
-        reply = self._carry_out(act)
-        if self.verdict is not None:
-            return
-        if self._turn < self._rules.turns:
-            self.conversation = continued(self.conversation, text, reply)
+        result = self._known.find(question)
+        if result is None:
+            result = self._result(act)
+            if self._room.is_certain:
+                self._known.keep(question, result)
+        elif act.kind == "command" and not _fault(act.text):
+            self._behind.append(act.text)
+        if isinstance(result, Verdict):
+            self._end(result)
         else:
-            self._end(self._after_last())
+            self.conversation = continued(self.conversation, text, result)
+
+    def _result(self, act: Act) -> str | Verdict:
+        """Returns what the model is told, or what all of it is worth."""
+        if act.kind == "end":
+            if self.item.checks:
+                self._catch_up()
+            return self._room.verdict(act.text if act.has_answer else None)
+        reply = self._carry_out(act)
+        if self._room.fault:
+            return Verdict(0.0, self._room.fault)
+        return reply if len(self._said) < self._rules.turns else self._after_last()
 
     def _carry_out(self, act: Act) -> str:
         """Returns what the model is told of its command, or of what is no command."""
@@ -83,13 +106,20 @@ class Dialogue:
         if act.kind == "none" or fault:
             self._last = None
             return f"{fault} {self._rules.format.hint}".strip()
-        self._room.session()
+        self._catch_up()
         if self._room.fault:
-            self._end(Verdict(0.0, self._room.fault))
             return ""
         self._last = self._room.command(act.text)
         note = _note(self._last)
         return self._rules.format.reply("\n".join(part for part in (shown(self._last.stdout), note) if part))
+
+    def _catch_up(self) -> None:
+        """Opens the room, if it is not, and carries out what was said while nobody had to look."""
+        self._room.session()
+        behind, self._behind = self._behind, []
+        for command in behind:
+            if not self._room.fault:
+                self._room.command(command)
 
     def _after_last(self) -> Verdict:
         """Returns the verdict when all turns are used up."""

@@ -14,6 +14,7 @@ from minerua.errors import ConfigError
 from minerua.values import EvaluatorSpec, RunContext
 
 from ..asking import Conversation, answers
+from ..remembering import Memory
 from ..sandbox import Limits, SandboxError
 from ..settings import Settings
 from ..verdict import Verdict
@@ -84,7 +85,8 @@ def operating_system_evaluator(
     """Returns an evaluator over items.
 
     In each turn all dialogues of all models that are under way are asked in one call, 64 at a time, then what they want
-    is carried out. No outcome depends on how many there are.
+    is carried out. No outcome depends on how many there are. What was carried out before is remembered: children of a
+    population mostly say what others said.
 
     Args:
         items: The items.
@@ -94,11 +96,12 @@ def operating_system_evaluator(
         workers: How many commands are carried out at the same time.
         report: Called with the item's id and its verdict, in the order of models and ids.
     """
-    known = {item.id: item for item in items}
+    by_id = {item.id: item for item in items}
+    known = Memory[str | Verdict]()
 
     def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
         del seed  # nothing is drawn
-        dialogues = [[Dialogue(known[id], rules, conditions) for id in some] for some in ids]
+        dialogues = [[Dialogue(by_id[id], rules, conditions, known) for id in some] for some in ids]
         verdicts = _played(models, dialogues, workers)
         for some, found in zip(ids, verdicts, strict=True):
             for id, verdict in zip(some, found, strict=True):
@@ -107,11 +110,11 @@ def operating_system_evaluator(
         return [[verdict.outcome for verdict in found] for found in verdicts]
 
     def inputs(ids: Sequence[str]) -> list[Conversation]:
-        return [rules.first(known[id]) for id in ids]
+        return [rules.first(by_id[id]) for id in ids]
 
     return EvaluatorSpec(
         name=name,
-        items=lambda: list(known),
+        items=lambda: list(by_id),
         evaluate=lambda model, ids, seed: evaluate_many([model], [ids], seed)[0],
         evaluate_many=evaluate_many,
         inputs=inputs,

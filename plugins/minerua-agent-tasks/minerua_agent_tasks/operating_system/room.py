@@ -44,6 +44,8 @@ class Room:
         self.item, self._conditions = item, conditions
         self._session: Session | None = None
         self.fault: str | None = None
+        self.is_certain = True
+        """Whether everything would come out the same again: no limit was reached."""
 
     def session(self) -> Session:
         """Returns the session, opened and set up if it was not; `fault` says why the setup failed, if it did.
@@ -66,14 +68,14 @@ class Room:
             if not outcome.is_success:
                 return f"setup {number} failed: {_failure(outcome)}"
         if self.item.start:
-            outcome = session.run(self.item.start, seconds=self._conditions.command_seconds)
+            outcome = self._noted(session.run(self.item.start, seconds=self._conditions.command_seconds))
             if outcome.shell_ended:
                 return f"start ended its shell: {outcome}"
         return None
 
     def command(self, text: str) -> Outcome:
         """Carries out a command of the model's, in its shell."""
-        return self.session().run(text, seconds=self._conditions.command_seconds)
+        return self._noted(self.session().run(text, seconds=self._conditions.command_seconds))
 
     def run(self, script: Script, *arguments: str) -> Outcome:
         """Runs a script beside the shell, which ends with everything that it has started."""
@@ -81,7 +83,11 @@ class Room:
             "bash": [self._conditions.shell, "-c", script.code, "--", *arguments],
             "python": [self._conditions.sandbox.python, "-I", "-c", script.code, *arguments],
         }[script.language]
-        return self.session().run_program(words)
+        return self._noted(self.session().run_program(words))
+
+    def _noted(self, outcome: Outcome) -> Outcome:
+        self.is_certain = self.is_certain and not outcome.limit
+        return outcome
 
     # ── what is right ────────────────────────────────────────────────────────────────────────────────────────────────
 
