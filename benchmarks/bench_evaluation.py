@@ -1,8 +1,8 @@
 """How much faster are language models scored together than one at a time? Expected: three times and more at 8.
 
 A token of one small model costs the walk through its layers, and hardly more for eight models over one base: each row
-of a batch adds its own child's part. Children of the world of `minerua evolve agent-skills` answer all search items of its
-three tasks, and what they answer is executed: once built anew for every child, once one at a time over a base that
+of a batch adds its own child's part. Children of the world of `minerua evolve agent-skills` answer all search items of
+its three tasks, and what they answer is executed: once built anew for every child, once one at a time over a base that
 stays, then 8 and 32 at once. Outcomes are compared item by item before anything is timed.
 
 Beside it: how much of a whole run is spent outside evaluation, on selection, crossover, mutation and the journal.
@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from minerua.evaluation import Evaluation
 from minerua.evolution import Journal
 from minerua.registry import Registry
 from minerua.run import Prepared, prepare
-from minerua.run.demo import RECIPES, make_ready
 from minerua.run.evolve import evolve
 from minerua.run.models import Models
 from minerua.run.record import Record
 from minerua.run.seeds import found
 from minerua.values import Genome, Scores
 from minerua.weights import Subspace
+
+from .bench_agent_skills import make_world
 
 CHILDREN = 32
 SHARE_OUTSIDE = 0.05
@@ -40,13 +40,7 @@ LEAST_GAIN_AT_8 = 3.0
 @pytest.fixture(scope="module")
 def run_file(smoke: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe, its experts learned."""
-    folder = tmp_path_factory.mktemp("world") / "run"
-    path = make_ready(RECIPES["agent-skills"], folder, registry=Registry.load(), evaluations=24)
-    if smoke:
-        content = yaml.safe_load(path.read_text())
-        content["splits"] = {"search": 0.03, "select": 0.03, "test": 0.94}
-        path.write_text(yaml.safe_dump(content))
-    return path
+    return make_world(tmp_path_factory.mktemp("world") / "run", Registry.load(), seed=0, smoke=smoke)
 
 
 @pytest.fixture(scope="module")

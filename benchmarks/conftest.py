@@ -10,7 +10,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--smoke", action="store_true", help="run a tiny size of every benchmark")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smoke(request: pytest.FixtureRequest) -> bool:
     """Whether only a tiny size is wanted."""
     return bool(request.config.getoption("--smoke"))

@@ -202,9 +202,10 @@ def test_the_manual_of_plugins_has_every_function_of_every_spec_with_its_argumen
             assert row["called as"] in str(getattr(values, quoted(row["spec"])[0]).__doc__)
 
 
-def plugin_of_the_manual(number: int) -> Registry:
+def plugin_of_the_manual(hook: str) -> Registry:
+    (source,) = [block for block in blocks(document("plugins/README.md"), "python") if f"def {hook}(" in block]
     plugin = types.ModuleType("my_plugin")
-    exec(compile(blocks(document("plugins/README.md"), "python")[number], "plugins/README.md", "exec"), vars(plugin))
+    exec(compile(source, "plugins/README.md", "exec"), vars(plugin))
     registry = Registry.of(plugin)
     assert not registry.problems
     return registry
@@ -213,12 +214,12 @@ def plugin_of_the_manual(number: int) -> Registry:
 def test_the_merge_method_of_the_manual_merges_by_recipe() -> None:
     recipe = "{merge_method: clip, base_model: base, models: [{model: a}], parameters: {limit: 0.25}}"
     models = {name: {"w": np.full(3, value, np.float32)} for name, value in (("base", 1.0), ("a", 2.0))}
-    merged = merge_tensors(recipe, models, methods=plugin_of_the_manual(1).merge_methods)
+    merged = merge_tensors(recipe, models, methods=plugin_of_the_manual("minerua_merge_methods").merge_methods)
     assert merged["w"].tolist() == [1.25] * 3
 
 
 def test_the_plugin_of_the_manual_loads_and_scores_a_model() -> None:
-    registry = plugin_of_the_manual(0)
+    registry = plugin_of_the_manual("minerua_evaluators")
     tasks = deal([registry.evaluators["last-digit"]], SplitsConfig().fractions, seed=0)
     right = Evaluation(tasks).score("right", lambda: lambda number: number % 10)
     wrong = Evaluation(tasks).score("wrong", lambda: lambda number: -1)

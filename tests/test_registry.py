@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,17 @@ from minerua import (
 )
 from minerua.errors import DuplicateName, UnknownName
 from minerua.hookspecs import hookspec
-from minerua.registry import DISABLED_VARIABLE, KINDS, Plugin, Registry, catalog, loading, specs
+from minerua.registry import (
+    ALLOWED_VARIABLE,
+    DISABLED_VARIABLE,
+    KINDS,
+    TRACE_VARIABLE,
+    Plugin,
+    Registry,
+    catalog,
+    loading,
+    specs,
+)
 
 GOOD = """
     from minerua import LossSpec, OptimizerSpec, hookimpl
@@ -69,7 +78,8 @@ def reason_of(plugin: object) -> str:
 
 @pytest.fixture(autouse=True)
 def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(DISABLED_VARIABLE, raising=False)
+    for variable in (ALLOWED_VARIABLE, DISABLED_VARIABLE, TRACE_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
 
 
 # ── what is well ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -460,32 +470,6 @@ def test_one_name_for_two_kinds_is_no_conflict() -> None:
     one, two = provider_of("minerua_losses", LOSS), provider_of("minerua_optimizers", OptimizerSpec("huber", print))
     registry = Registry.of(one, two)
     assert (registry.problems, len(registry.losses), len(registry.optimizers)) == ((), 1, 1)
-
-
-# ── what is disabled ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("value", "disabled"),
-    [
-        ("", []),
-        ("one", ["one"]),
-        (" one , two,", ["one", "two"]),
-        ("all", ["one", "two"]),
-        ("own,all", ["one", "own", "two"]),
-    ],
-)
-def test_disabled_plugins_are_listed_but_not_imported(
-    value: str, disabled: list[str], site_packages: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site_packages.install("first", one=good("a"), two=good("b"))
-    site_packages.install("Minerua", own=good("c"))
-    monkeypatch.setenv(DISABLED_VARIABLE, value)
-    registry = load(site_packages)
-    assert [plugin.name for plugin in registry.plugins] == ["one", "own", "two"]
-    assert [plugin.name for plugin in registry.plugins if plugin.status == "disabled"] == disabled
-    assert [name for name in ("one", "own", "two") if name not in sys.modules] == disabled
-    assert registry.problems == ()
 
 
 def test_a_plugin_says_whose_it_is_in_one_phrase() -> None:

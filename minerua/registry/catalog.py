@@ -9,8 +9,11 @@ from typing import Any, Generic, Literal, TypeVar, final
 
 from minerua.errors import DuplicateName, UnknownName, unknown
 
+ALLOWED_VARIABLE = "MINERUA_PLUGINS_ALLOWED"
+"""Environment variable: the only plugins, besides minerua's own, that are imported; empty allows all."""
+
 DISABLED_VARIABLE = "MINERUA_PLUGINS_DISABLED"
-"""Environment variable: entry-point names, separated by commas, that are not imported; `all` spares minerua's own."""
+"""Environment variable: plugins or distributions, joined by commas, that are not imported; `all`: all but minerua's."""
 
 Status = Literal["ok", "quarantined", "disabled"]
 T = TypeVar("T")
@@ -28,6 +31,7 @@ class Plugin:
         reason: Why it is quarantined or disabled, in one line; `None` when it is ok.
         provides: Hook name → the names provided there, sorted; empty hooks are left out.
         load_seconds: Wall time of importing it, calling its hooks and checking its specs.
+        notices: What it does that it should not, without harm to what it provides, such as `"takes 1.4 s …"`.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Plugin:
     reason: str | None = None
     provides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     load_seconds: float = 0.0
+    notices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution} {self.version}".rstrip() + ")"

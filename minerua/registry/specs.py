@@ -56,6 +56,7 @@ KINDS = (
     Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare", "check")),
 )
 
+_NAME = re.compile("[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _USES = ("weights", "grams", "model", "tiles", "tensors")
 
 
@@ -74,24 +75,26 @@ def spec_faults(kind: Kind, spec: Any) -> list[str]:
         home = next((k.hook for k in KINDS if isinstance(spec, k.spec)), None)
         hint = f"; {home} is the hook for it" if home else ""
         return [f"expected a {kind.spec.__name__}, found {with_article(spec)}{hint}"]
-    faults = _name_faults(getattr(spec, "name", None))
-    label = repr(getattr(spec, "name", None))
-    for field in kind.callables + kind.optional:
-        value = getattr(spec, field)
-        if not callable(value) and not (value is None and field in kind.optional):
-            faults.append(f"{field} of {label} is {with_article(value)}, not callable")
+    name: Any = getattr(spec, "name")  # noqa: B009 - a strange subclass may have anything there
+    faults = _name_faults(name)
+    for field in kind.callables:
+        if not callable(value := getattr(spec, field)):
+            faults.append(f"{field} of {name!r} is {with_article(value)}, not callable")
+    for field in kind.optional:
+        if (value := getattr(spec, field)) is not None and not callable(value):
+            faults.append(f"{field} of {name!r} is {with_article(value)}, not callable")
     version = getattr(spec, "version", "1")
     if not isinstance(version, str) or not version:
-        faults.append(f"version of {label} is {version!r}; expected a text that is not empty")
+        faults.append(f"version of {name!r} is {version!r}; expected a text that is not empty")
     if isinstance(spec, Skill):
-        faults += [*_skill_faults(spec, label), *_port_faults(spec)]
+        faults += [*_skill_faults(spec, repr(name)), *_port_faults(spec)]
     if isinstance(spec, MergeMethodSpec):
-        faults += _merge_method_faults(spec, label)
+        faults += _merge_method_faults(spec, repr(name))
     return faults
 
 
 def _name_faults(name: object) -> list[str]:
-    if isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+    if isinstance(name, str) and _NAME.fullmatch(name):
         return []
     return [f"name {name!r} is not lower-case words joined by '-'"]
 
