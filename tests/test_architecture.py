@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": BASE | {"chain", "weights", "hookspecs"},
     "evolution": BASE,
     "report": BASE | {"evolution"},
-    "conformance": BASE | {"registry", "chain", "hookspecs"},
+    "conformance": BASE | {"registry", "chain", "hookspecs", "kernels"},
+    "scaffold": frozenset({"errors", "registry"}),
     "config": BASE,
     "run": EVERYTHING,
     "skills": EVERYTHING,
@@ -42,13 +43,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """Room → rooms that it may import. A room that is not here fails; `minerua/README.md` prints the same table."""
 
-ONLY_MODULES = {("chain", "kernels"): {"minerua.kernels.pool"}}
-"""(room, imported room) → the only modules of it that may be imported: chains need the pool and no arithmetic."""
+ONLY_MODULES = {
+    ("chain", "kernels"): {"minerua.kernels.pool"},
+    ("conformance", "kernels"): {"minerua.kernels.sources"},
+}
+"""(room, imported room) → the only modules of it that may be imported: chains need the pool and no arithmetic, exams the
+types that merge methods are handed."""
 
-NEVER_TORCH = {"errors", "values", "hookspecs", "registry", "evolution", "config", "report"}
+NEVER_TORCH = {"errors", "values", "hookspecs", "registry", "evolution", "config", "report", "scaffold"}
 """Rooms that import torch nowhere, not even inside a function."""
 
-TORCH_WHEN_ASKED = {"kernels", "weights", "merge", "chain", "cli", "__init__", "__main__"}
+TORCH_WHEN_ASKED = {"kernels", "weights", "merge", "chain", "conformance", "cli", "__init__", "__main__"}
 """Rooms that import torch only inside functions, so that merging and the plugin commands start without it."""
 
 PYTHON_FILES = sorted(

@@ -15,7 +15,7 @@ import typer
 
 from minerua import __version__
 from minerua.cli.chains import chain
-from minerua.cli.evolving import demo, evolve, report
+from minerua.cli.evolving import demo, evolve, recipes, report
 from minerua.cli.installation import doctor, plugins
 from minerua.cli.merging import extract, merge
 from minerua.cli.shared import PLAIN, load_registry, print_json
@@ -71,7 +71,7 @@ def frame(
     """Learn skills, merge the models that have them, evolve the merges, chain the results."""
 
 
-for _command in (demo, evolve, report, merge, extract, doctor):  # in the order of the help
+for _command in (demo, evolve, recipes, report, merge, extract, doctor):  # in the order of the help
     app.command()(_command)
 add_train(app, Doors(lambda: importlib.import_module("minerua.run.train"), load_registry, print_json))
 app.add_typer(plugins, name="plugins")

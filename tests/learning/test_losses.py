@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from minerua.conformance import losses as conformance
 from minerua.learning.losses import losses
 from minerua.learning.settings import with_numbers
-
-from . import conformance
 
 SPECS = {spec.name: spec for spec in losses()}
 WEIGHTS = [0.3, 1.7, 0.0, 2.2]
@@ -85,18 +84,18 @@ def test_every_loss_is_among_the_cases():
 
 @EVERY
 def test_it_is_a_finite_number_that_can_be_differentiated(name, predictions, targets, settings):
-    conformance.check_is_a_loss(SPECS[name], predictions, targets, settings)
+    assert conformance.is_a_loss(SPECS[name], predictions, targets, settings) == []
 
 
 @EVERY
 def test_its_gradient_is_that_of_finite_differences(name, predictions, targets, settings):
-    conformance.check_gradient(SPECS[name], predictions, targets, settings)
+    assert conformance.has_the_right_gradient(SPECS[name], predictions, targets, settings) == []
 
 
 @EVERY
 @pytest.mark.parametrize("parts", [8, 21])
 def test_a_batch_in_parts_is_the_whole_batch(name, predictions, targets, settings, parts):
-    conformance.check_accumulation(SPECS[name], predictions, targets, settings, parts=parts)
+    assert conformance.adds_up(SPECS[name], predictions, targets, settings, parts=parts) == []
 
 
 @EVERY

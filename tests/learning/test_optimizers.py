@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from minerua.conformance import optimizers as conformance
 from minerua.errors import LearningError
 from minerua.learning.optimizers import optimizers
-
-from . import conformance
 
 SPECS = {spec.name: spec for spec in optimizers()}
 RATES = {
@@ -45,33 +44,33 @@ def test_every_optimizer_has_a_rate_here():
 
 @EVERY
 def test_it_finds_the_bottom_of_a_parabola(name):
-    conformance.check_learns(SPECS[name].build, conformance.parabola(), settings=settings(name), steps=150)
+    assert conformance.learns(SPECS[name].build, conformance.parabola(), settings=settings(name), steps=150) == []
 
 
 @EVERY
 def test_it_follows_the_valley_of_rosenbrock(name):
     target = conformance.rosenbrock()
-    conformance.check_descends(SPECS[name].build, target, settings=settings(name, VALLEY), steps=600)
+    assert conformance.descends(SPECS[name].build, target, settings=settings(name, VALLEY), steps=600) == []
 
 
 @EVERY
 def test_it_learns_a_scalar_a_vector_a_matrix_and_a_tensor_of_four_dimensions(name):
-    conformance.check_learns(SPECS[name].build, conformance.mixed_shapes(), settings=settings(name), steps=150)
+    assert conformance.learns(SPECS[name].build, conformance.mixed_shapes(), settings=settings(name), steps=150) == []
 
 
 @EVERY
 def test_it_goes_on_from_its_state_bit_for_bit(name):
-    conformance.check_state_round_trip(SPECS[name].build, settings=settings(name))
+    assert conformance.goes_on_from_its_state(SPECS[name].build, settings=settings(name)) == []
 
 
 @EVERY
 def test_the_same_start_gives_the_same_bits(name):
-    conformance.check_repeatable(SPECS[name].build, settings=settings(name))
+    assert conformance.repeats(SPECS[name].build, settings=settings(name)) == []
 
 
 @EVERY
 def test_groups_have_settings_of_their_own(name):
-    conformance.check_groups_have_their_own_settings(SPECS[name].build, settings=settings(name))
+    assert conformance.keeps_groups_apart(SPECS[name].build, settings=settings(name)) == []
 
 
 @EVERY

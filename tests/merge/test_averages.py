@@ -304,6 +304,11 @@ def test_three_experts_that_cancel_out_have_no_mean_direction():
     assert error(*theirs) > 0.1  # made of rounding
 
 
+def test_a_tensor_that_no_expert_changed_stays_the_base_s():
+    (base,), _ = drawn(1, (5, 7))
+    np.testing.assert_array_equal(minerua("multislerp", [base, base, base], base=base, weight=1.0), base)
+
+
 def test_two_opposite_experts_take_their_weighted_sum():
     (expert,), _ = drawn(1, (5, 7))
     opposite = [expert, -expert]

@@ -124,7 +124,8 @@ def multislerp(tensors: MergeTensors, target: Target) -> np.ndarray:
     """Writes the experts' weighted mean direction at their weighted mean length; see `sphere.multislerp`.
 
     Where there is a base, directions and lengths are those of the task vectors. One expert is written as it is; two
-    that point in opposite directions, so that there is no mean direction, take their weighted sum.
+    that point in opposite directions, so that there is no mean direction, take their weighted sum, as do experts none
+    of which differs from the base.
 
     Args:
         tensors: K experts; parameters `weight` (per model), `normalize_weights` and `eps`.
@@ -143,7 +144,7 @@ def multislerp(tensors: MergeTensors, target: Target) -> np.ndarray:
     weights = _weights(tensors, "normalize_weights")
     gram = passes.gram(tensors.experts, base=tensors.base)[0]
     coefficients = sphere.multislerp(gram, weights, eps=tensors.parameters["eps"])
-    if coefficients is None and len(weights) > 2:
+    if coefficients is None and len(weights) > 2 and gram.any():
         raise ConfigError(
             f"multislerp: in tensor {tensors.name!r} the {len(weights)} experts with weights {weights} cancel out, "
             "so they have no mean direction; set other weights"
