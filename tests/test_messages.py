@@ -22,10 +22,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 READ = 12
 """How many letters in a row of a message a test must expect: about two words."""
 
-PAGES = ("minerua/report/", "minerua/cli/")
+SEGMENTATION = "plugins/minerua-segmentation/minerua_segmentation/"
+PAGES = (
+    "minerua/report/",
+    "minerua/cli/",
+    *(f"{SEGMENTATION}{name}.py" for name in ("__main__", "drawing", "overlays")),
+)
 """Where texts are pages, tables and help; there only the texts of a `raise` are messages."""
 
-EXCEPTIONS: dict[str, str] = {}
+BOOT = "import sys;sys.path.insert(0,sys.argv[1]);from inside.zygote import main;main(sys.argv[2:])"
+EXCEPTIONS: dict[str, str] = {BOOT: "what Python is started with: no message"}
 """A message that no test reads → why not."""
 
 

@@ -8,15 +8,26 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from minerua import hookimpl
 from minerua.config import read_yaml, validate
-from minerua.errors import CheckpointError, ConfigError, LearningStopped
+from minerua.errors import CheckpointError, ConfigError, LearningStopped, StorageError
 from minerua.learning import plugin as learning
 from minerua.merge import methods
 from minerua.registry import Registry
 from minerua.run import demo as demo_module
 from minerua.run import execute
-from minerua.run.demo import write_demo
+from minerua.run.demo import (
+    RECIPES,
+    Need,
+    Recipe,
+    Training,
+    copy_recipe,
+    make_ready,
+    recipe_named,
+    write_demo,
+)
 from minerua.run.train import execute_training, read_training
+from minerua.values import Skill
 from minerua.weights import open_checkpoint
 
 VIEWS = ("rotated", "inverted", "mirrored")
@@ -173,3 +184,113 @@ def test_without_the_skill_the_package_is_named(tmp_path):
         Demo(tmp_path / "demo", Registry.of(methods, learning), []).again()
     assert caught.value.faults == ("no skill is named 'digits-images'. Known: none",)
     assert list(tmp_path.iterdir()) == []
+
+
+# ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class World:
+    """A plugin whose skill writes what is learned from, or fails as it is told."""
+
+    def __init__(self, call):
+        self.call = call
+
+    @hookimpl
+    def minerua_skills(self):
+        return [Skill("toy-world", self.call) if self.call else Skill("toy-world", configure=lambda *_: None)]
+
+
+def toy(**changes):
+    """Returns a recipe that writes a world and learns nothing."""
+    settings = {
+        "name": "digits",
+        "title": "the toy",
+        "summary": "nothing",
+        "needs": (Need("skills", "toy-world", "toy"),),
+        "trainings": (),
+        "evaluations": 3,
+        "world": "toy-world",
+    }
+    return Recipe(**settings | changes)
+
+
+def test_every_recipe_has_valid_files_for_its_own_experts(tmp_path):
+    for name, recipe in RECIPES.items():
+        files = copy_recipe(recipe, tmp_path / name, seed=4)
+        assert [path.name for path in files] == [*(f"{one.file}.yaml" for one in recipe.trainings), "run.yaml"]
+        config, faults = validate(read_yaml(tmp_path / name / "run.yaml"))
+        assert faults == []
+        assert (config.seed, config.evolution.evaluations) == (4, recipe.evaluations)
+        assert len(config.tasks) == len(config.experts) == recipe.experts
+        learned = [read_training(path) for path in files[:-1]]
+        assert list(learned[-1].experts) == list(config.experts)
+        assert [learned[-1].of_expert(one).seed for one in config.experts] == [4001, 4002, 4003]
+        for expert, path in config.experts.items():
+            assert Path(path).parts[:3] == (recipe.trainings[-1].file, "experts", expert)
+
+
+def test_the_experts_of_agent_skills_are_a_full_fine_tune_and_two_adapters(tmp_path):
+    files = copy_recipe(RECIPES["agent-skills"], tmp_path)
+    config, _ = validate(read_yaml(files[-1]))
+    learned = read_training(files[1])
+    adapters = {name for name in learned.experts if learned.of_expert(name).adapter is not None}
+    assert {name for name, path in config.experts.items() if Path(path).name == "adapter"} == adapters
+    assert len(adapters) == 2
+
+
+def test_the_folder_s_name_may_have_anything_in_it(tmp_path):
+    folder = tmp_path / 'a "b": {c} # d'
+    base, *_ = copy_recipe(RECIPES["agent-skills"], folder)
+    assert read_training(base).model.settings["path"] == str(folder / "base")
+
+
+def test_files_that_are_there_are_not_written_over(tmp_path):
+    (tmp_path / "run.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"already has run\.yaml, which would be lost: choose another --out"):
+        copy_recipe(RECIPES["digits"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_recipe_that_nobody_knows_gets_the_nearest_names():
+    with pytest.raises(ConfigError, match=r"no recipe is named 'digit'; did you mean 'digits'\?.*ends in \.yaml"):
+        recipe_named("digit")
+    assert recipe_named("agent-skills") is RECIPES["agent-skills"]
+
+
+def test_all_packages_that_are_missing_are_named_at_once(tmp_path):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs the packages minerua-transformers and minerua-agent-tasks: pip install \./plugins/minerua-tr",
+    ) as caught:
+        make_ready(RECIPES["agent-skills"], tmp_path / "new", registry=Registry.of(methods, learning))
+    assert len(caught.value.faults) == len(RECIPES["agent-skills"].needs)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_world_is_written_before_anything_is_learned_and_again_after_a_stop(tmp_path, monkeypatch):
+    calls, said = [], []
+    monkeypatch.setattr(demo_module, "execute_training", lambda path, **_: calls.append(path.name))
+    registry = Registry.of(World(lambda folder, seed: calls.append((folder, seed)) or {}))
+    recipe = toy(trainings=(Training("base", "digits-base", "a base"),))
+    for _ in range(2):
+        run = make_ready(recipe, tmp_path, registry=registry, seed=5, say=said.append)
+        assert yaml.safe_load(run.read_text())["evolution"]["evaluations"] == 3
+        run.unlink()
+    assert calls == [(str(tmp_path), 5), "base.yaml"] * 2
+    assert said == ["writing tasks and examples ...", "learning a base ..."] * 2
+
+
+def test_a_world_that_cannot_be_written_is_said_with_its_cause(tmp_path):
+    def full(folder, seed):
+        raise StorageError("the disk is full")
+
+    def broken(folder, seed):
+        raise RuntimeError("no dice")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        make_ready(toy(), tmp_path, registry=Registry.of(World(full)))
+    with pytest.raises(ConfigError, match=r"the skill 'toy-world' could not write into .*: no dice"):
+        make_ready(toy(), tmp_path, registry=Registry.of(World(broken)))
+    with pytest.raises(ConfigError, match="'toy-world' cannot be called with folder and seed; see `minerua plugins"):
+        make_ready(toy(), tmp_path, registry=Registry.of(World(None)))
+    assert not (tmp_path / "run.yaml").exists()

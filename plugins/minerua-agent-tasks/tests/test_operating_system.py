@@ -344,17 +344,27 @@ def test_settings_make_an_evaluator(tmp_path):
     assert [json.loads(line)["id"] for line in lines] == ["count", "write", "00002"]
 
 
+def test_models_are_told_how_to_write():
+    assert FORMATS["agentbench"].hint.startswith(
+        "There is nothing in your reply that can be done. Write exactly one of"
+    )
+    assert PLAIN.hint == "Reply with a command, with `answer: ` and the answer, or with `done`."
+    assert PLAIN.instructions.startswith("You work at a Linux shell. Reply with one command, and I tell you what")
+
+
 def test_settings_that_cannot_be_are_told_all_at_once(tmp_path):
     written(tmp_path, COUNT)
     told = refused(
         tmp_path, turns=0, prompt="x", command_seconds=0, format="bash", pahts="x", limits={"secnds": 1}, shell=7
     )
-    text = "\n".join(told)
-    for part in (
-        "path is missing",
+    assert {
         "turns is 0; it is at least 1, which asks once",
         "the prompt 'x' has no {prompt} in it, where the task's own is put",
         "command_seconds is 0; it is above 0",
+    } <= set(told)
+    text = "\n".join(told)
+    for part in (
+        "path is missing",
         "named 'bash'. Known: agentbench, plain",
         "'pahts'",
         "no limit is named 'secnds'; did you mean 'seconds'",

@@ -97,6 +97,15 @@ def test_a_json_list_is_read_as_agent_bench_has_it(tmp_path):
         read_items(Path(tmp_path, "nowhere.json"))
 
 
+def test_a_script_that_is_not_there_is_told_with_its_place(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, {"description": "a", "create": {"init": {"file": "no.sh"}}, "evaluation": {"match": "1"}})
+    (fault,) = caught.value.faults
+    assert fault.endswith("no.sh'; see `scripts`")
+    assert " names " in fault
+    assert ", which cannot be read: [Errno 2]" in fault
+
+
 WRONG = {
     "line 2: is not JSON": "{",
     "line 2: is a JSON list": "[]",

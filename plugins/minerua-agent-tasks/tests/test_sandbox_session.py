@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -434,8 +435,35 @@ def test_a_session_whose_first_process_is_killed_is_an_error_and_others_live(san
     with sandbox.open() as session:
         session.run("true")
         sandbox._starter.process.kill()
-        with pytest.raises(SandboxError, match="the session has failed: "):
+        with pytest.raises(SandboxError, match=r"the session has failed: (its first process is gone|.*reset)"):
             session.run("sleep 10")
+
+
+@needs_walls
+def test_a_starter_that_cannot_be_started_says_so(monkeypatch):
+    monkeypatch.setattr(starting.sys, "executable", "/no/such/python")
+    with (
+        Sandbox("namespaces") as sandbox,
+        pytest.raises(SandboxError, match=r"the process that starts sessions cannot be started: .*No such file"),
+    ):
+        sandbox.open()
+
+
+@needs_walls
+def test_a_starter_that_ends_at_once_is_tried_again_and_then_told(monkeypatch):
+    monkeypatch.setattr(starting, "_BOOT", "import sys")
+
+    def slow(*arguments):
+        time.sleep(0.5)  # until the process has ended
+        return send(*arguments)
+
+    send = socket.send_fds
+    monkeypatch.setattr(starting.socket, "send_fds", slow)
+    with (
+        Sandbox("namespaces") as sandbox,
+        pytest.raises(SandboxError, match="the process that starts sessions is gone: "),
+    ):
+        sandbox.open()
 
 
 def test_sessions_die_with_whoever_opened_them():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from minerua_agent_tasks import plugin
+from minerua_agent_tasks import world as world_package
 from minerua_agent_tasks.world import SKILLS, Sizes, hooks, write_world, writing
 from minerua_agent_tasks.world.__main__ import main
+from minerua_agent_tasks.world.drawing import Draw
 from minerua_agent_tasks.world.tokens import END, UNKNOWN
 
 from minerua.errors import ConfigError, StorageError
@@ -90,18 +94,20 @@ def test_ids_are_distinct_in_a_file_and_equal_prompts_have_equal_ids_in_every_wo
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_no_item_was_learned_neither_itself_nor_its_template_with_its_numbers(world, skill):
+def test_no_item_is_an_example_and_half_of_them_are_of_templates_that_no_example_has(world, skill):
     learned = [row["prompt"] for row in rows(world / "examples" / f"{skill}.jsonl")]
     asked = [item["prompt"] for item in rows(world / "items" / f"{skill}.jsonl")]
     assert not set(learned) & set(asked)
-    kept = {n for n in range(10, 100) if (n % 10 + n // 10 * 3) % 5 == 0}
-    for prompt in learned:
-        assert not kept & {int(n) for n in re.findall(r"\b\d+\b", prompt)}, prompt
-    by_number = [prompt for prompt in asked if kept & {int(n) for n in re.findall(r"\d+", prompt)}]
-    shapes = {re.sub(r"\d+", "#", prompt.partition(" ")[2]) for prompt in learned}
-    by_template = [p for p in asked if p not in by_number]
-    assert by_template
-    assert not [p for p in by_template if re.sub(r"\d+", "#", p.partition(" ")[2]) in shapes]
+    combinations: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
+    chance = random.Random(1)
+    for _ in range(4000):
+        draw = Draw(chance)
+        prompt = SKILLS[skill](draw).turns[0]
+        combinations[draw.held_out].add((draw.template, " ".join(re.findall(r"\d+", prompt))))
+    assert not combinations[True] & combinations[False]
+    known = {template for template, _ in combinations[False]}
+    strange = [template for template, _ in combinations[True] if template not in known]
+    assert 0.4 < len(strange) / len(combinations[True]) < 0.8
 
 
 def test_sentences_that_are_set_aside_are_not_learned(world):
@@ -165,7 +171,7 @@ def test_an_answer_that_is_wrong_by_one_sign_is_noticed(world):
         for old, new in changes:
             wrong = {prompt: answer.replace(old, new, 1) for prompt, answer in right.items() if old in answer}
             outcomes += [*task.evaluate(Solver(wrong), [ids[prompt] for prompt in wrong], 0)]
-        assert len(outcomes) >= 20
+        assert len(outcomes) >= 10
         assert sum(outcomes) <= 0.25 * len(outcomes)  # some slips change no answer, such as one in a highest value
 
 
@@ -252,6 +258,14 @@ def test_the_command_writes_what_the_function_writes(tmp_path, capsys):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert main([str(tmp_path / "three"), "--items", "2"]) == 2
     assert "items is 2; it is at least 10" in capsys.readouterr().err
+
+
+def test_the_hook_imports_nothing_of_the_world_before_it_is_called():
+    code = "import sys, minerua_agent_tasks.world.hooks; print([m for m in sys.modules if 'tasks.world' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['minerua_agent_tasks.world', 'minerua_agent_tasks.world.hooks']"
+    with pytest.raises(AttributeError, match=r"module 'minerua_agent_tasks\.world' has no attribute 'Size'"):
+        _ = world_package.Size
 
 
 def test_the_skill_of_the_recipe_writes_a_world(tmp_path, monkeypatch):

@@ -349,6 +349,22 @@ def test_what_this_machine_cannot_do_is_refused(workshop, setup, choice, message
         open_session(str(workshop.folder / "linear.onnx"), setup, choice, "linear.onnx")
 
 
+def test_a_device_that_does_not_start_is_told(workshop, monkeypatch):
+    import onnxruntime
+
+    class Fallen:
+        def __init__(self, *_, **__):
+            pass
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    with pytest.raises(ChainError, match="CUDAExecutionProvider could not be started; onnxruntime's own messages say"):
+        open_session("model.onnx", Setup(device="cuda:0"), SessionChoice(), "the model")
+
+
 def test_cuda_without_cuda_says_what_to_install(workshop):
     import onnxruntime
 

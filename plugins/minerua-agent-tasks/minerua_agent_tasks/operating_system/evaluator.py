@@ -148,13 +148,7 @@ def _played(models: Sequence[Any], dialogues: Sequence[Sequence[Dialogue]], work
     finally:
         for _, dialogue in active:
             dialogue.close()
-    return [[_ended(dialogue) for dialogue in some] for some in dialogues]
-
-
-def _ended(dialogue: Dialogue) -> Verdict:
-    if dialogue.verdict is None:
-        raise SandboxError(f"the item {dialogue.item.id!r} has no verdict, though its dialogue has ended")
-    return dialogue.verdict
+    return [[dialogue.verdict for dialogue in some if dialogue.verdict is not None] for some in dialogues]
 
 
 def _asked(models: Sequence[Any], active: Sequence[tuple[int, Dialogue]]) -> list[str | None]:

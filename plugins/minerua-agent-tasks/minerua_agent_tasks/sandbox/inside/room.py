@@ -69,17 +69,20 @@ def _devices() -> None:
     os.symlink("/tmp", "dev/shm")  # where the C library keeps semaphores
 
 
+def _limits(order: dict[str, Any], mode: str) -> str:
+    """Returns the options of a file system in memory."""
+    return ",".join([f"size={order['disk_bytes']}", f"nr_inodes={order['disk_files']}", f"mode={mode}"])
+
+
 def _writable(order: dict[str, Any]) -> None:
     os.mkdir("tmp", 0o755)
-    options = f"size={order['disk_bytes']},nr_inodes={order['disk_files']},mode=1777"
-    kernel.mount("work", "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    kernel.mount("work", "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _limits(order, "1777"))
 
 
 def _several_writable(order: dict[str, Any]) -> None:
     """Shows folders of one small file system at several places, so that their limits are shared."""
     os.mkdir("work", 0o755)
-    options = f"size={order['disk_bytes']},nr_inodes={order['disk_files']},mode=0755"
-    kernel.mount("work", "work", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    kernel.mount("work", "work", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _limits(order, "0755"))
     for path in order["writable"]:
         place = path[1:]
         for made in (place, f"work/{place}"):
