@@ -47,8 +47,8 @@ ONLY_MODULES = {
     ("chain", "kernels"): {"minerua.kernels.pool"},
     ("conformance", "kernels"): {"minerua.kernels.sources"},
 }
-"""(room, imported room) → the only modules of it that may be imported: chains need the pool and no arithmetic, exams the
-types that merge methods are handed."""
+"""(room, imported room) → the only modules of it that may be imported: chains need the pool and no arithmetic, exams
+the types that merge methods are handed."""
 
 NEVER_TORCH = {"errors", "values", "hookspecs", "registry", "evolution", "config", "report", "scaffold"}
 """Rooms that import torch nowhere, not even inside a function."""

@@ -62,8 +62,8 @@ class Result:
 class Cycle:
     """K archives over K tasks, each child bred from the active archive and offered to all.
 
-    The active archive of child t = 1, 2, … after the seeds is t mod K, or that of `active`. Determinism: the same seeds, functions and
-    `seed`, and the same order of `ask` and `tell`, give the same proposals and archives.
+    The active archive of child t = 1, 2, … after the seeds is t mod K, or that of `active`. Determinism: the same
+    seeds, functions and `seed`, and the same order of `ask` and `tell`, give the same proposals and archives.
 
     Args:
         seeds: The first population: genomes with their outcomes, numbered from 0. Failed seeds take part in nothing.

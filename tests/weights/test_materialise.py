@@ -139,7 +139,8 @@ def test_children_share_their_bases_and_nothing_else(tmp_path):
 def test_genomes_of_another_subspace_are_refused_everywhere(tmp_path):
     subspace, _ = _world(tmp_path)
     stranger = Genome("elsewhere", np.zeros(subspace.size, np.float32))
-    for use in (materialise, changes_of, lambda s, g: save_child(tmp_path / "x", s, g), lambda s, g: save_adapter(tmp_path, s, g)):
+    writing = (lambda s, g: save_child(tmp_path / "x", s, g), lambda s, g: save_adapter(tmp_path, s, g))
+    for use in (materialise, changes_of, *writing):
         with pytest.raises(CheckpointError, match="genomes of another subspace cannot be used here"):
             use(subspace, stranger)
     assert not (tmp_path / "x").exists()

@@ -12,11 +12,11 @@ __all__ = ["MOST_KNOWN", "Memory"]
 MOST_KNOWN = 1 << 16
 """How many results an evaluator remembers; those of the longest unused questions leave first."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @final
-class Memory(Generic[T]):
+class Memory(Generic[_T]):
     """Questions with the results that were found, up to a number; threads may share it.
 
     Args:
@@ -32,16 +32,16 @@ class Memory(Generic[T]):
 
     def __init__(self, most: int = MOST_KNOWN) -> None:
         self._most, self._lock = most, threading.Lock()
-        self._known: OrderedDict[Hashable, T] = OrderedDict()
+        self._known: OrderedDict[Hashable, _T] = OrderedDict()
 
-    def find(self, question: Hashable) -> T | None:
+    def find(self, question: Hashable) -> _T | None:
         """Returns what is known; `None` if nothing is."""
         with self._lock:
             if question in self._known:
                 self._known.move_to_end(question)
             return self._known.get(question)
 
-    def keep(self, question: Hashable, result: T) -> None:
+    def keep(self, question: Hashable, result: _T) -> None:
         """Remembers a result that would be the same at another time and on a busier machine."""
         with self._lock:
             self._known[question] = result

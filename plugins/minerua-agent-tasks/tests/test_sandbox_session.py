@@ -494,10 +494,5 @@ def test_a_forgotten_sandbox_leaves_no_process():
 
 
 def test_an_exit_code_that_is_none_reads_as_255():
-    assert [serving._code(line) for line in (b"0\n", b"130\n5\n", b"-1\n", b"\xff\n", b"300\n")] == [
-        0,
-        130,
-        255,
-        255,
-        44,
-    ]
+    lines = (b"0\n", b"130\n5\n", b"-1\n", b"\xff\n", b"300\n")
+    assert [serving._code(line) for line in lines] == [0, 130, 255, 255, 44]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from minerua_agent_tasks import plugin
 from minerua_agent_tasks import world as world_package
-from minerua_agent_tasks.world import SKILLS, Sizes, hooks, write_world, writing
+from minerua_agent_tasks.world import SKILLS, Sizes, write_world, writing
 from minerua_agent_tasks.world.__main__ import main
 from minerua_agent_tasks.world.drawing import Draw
 from minerua_agent_tasks.world.tokens import END, UNKNOWN
@@ -261,15 +261,15 @@ def test_the_command_writes_what_the_function_writes(tmp_path, capsys):
 
 
 def test_the_hook_imports_nothing_of_the_world_before_it_is_called():
-    code = "import sys, minerua_agent_tasks.world.hooks; print([m for m in sys.modules if 'tasks.world' in m])"
+    code = "import sys, minerua_agent_tasks.plugin; print([m for m in sys.modules if 'tasks.world' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['minerua_agent_tasks.world', 'minerua_agent_tasks.world.hooks']"
+    assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match=r"module 'minerua_agent_tasks\.world' has no attribute 'Size'"):
         _ = world_package.Size
 
 
 def test_the_skill_of_the_recipe_writes_a_world(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "Sizes", lambda: Sizes(10, 10, 10))
-    skill = Registry.of(hooks).skills["agent-skills-world"]
+    skill = Registry.of(plugin).skills["agent-skills-world"]
     assert skill.call(folder=str(tmp_path), seed=1) == {"folder": str(tmp_path)}
     assert len(rows(tmp_path / "items" / "coding.jsonl")) == 10

@@ -359,7 +359,8 @@ def test_a_device_that_does_not_start_is_told(workshop, monkeypatch):
         def get_providers(self):
             return ["CPUExecutionProvider"]
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     with pytest.raises(ChainError, match="CUDAExecutionProvider could not be started; onnxruntime's own messages say"):
         open_session("model.onnx", Setup(device="cuda:0"), SessionChoice(), "the model")

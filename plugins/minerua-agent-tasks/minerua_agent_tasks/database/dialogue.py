@@ -15,7 +15,7 @@ from .engines import Output
 from .inside.tables import creation
 from .items import DatabaseItem, rows_of
 
-__all__ = ["Move", "move_in", "opening", "reply", "schema", "sql_in", "template"]
+__all__ = ["RULES", "Move", "move_in", "opening", "reply", "schema", "sql_in", "template"]
 
 _SHOWN_LETTERS = 800
 """How much of a result a model is shown, as in AgentBench."""

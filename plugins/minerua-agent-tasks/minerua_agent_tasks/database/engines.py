@@ -15,7 +15,7 @@ from ..remembering import Memory
 from ..sandbox import Limits, Outcome, Sandbox
 from .items import DatabaseItem, Table
 
-__all__ = ["Engine", "Job", "Output", "Result", "SqliteEngine"]
+__all__ = ["Engine", "Job", "Output", "RememberingEngine", "Result", "SqliteEngine"]
 
 _MOST_TOGETHER, _MOST_TOGETHER_BYTES = 128, 4 << 20
 MOST_ROWS, MOST_RESULT_BYTES = 1000, 256 << 10

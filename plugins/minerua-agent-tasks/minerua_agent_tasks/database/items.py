@@ -12,7 +12,7 @@ from typing import Any
 
 from ..jsonl import read_lines
 
-__all__ = ["DatabaseItem", "Table", "read_database_items"]
+__all__ = ["DatabaseItem", "Table", "read_database_items", "rows_of"]
 
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 
