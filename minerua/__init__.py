@@ -4,22 +4,27 @@ What a plugin author needs is here; everything else is imported from its room. I
 torch nor numpy and has no effects.
 """
 
-from minerua.errors import MineruaError
+from minerua.errors import ConfigError, MineruaError
 from minerua.hookspecs import hookimpl
 from minerua.values import (
+    Change,
     EvaluatorSpec,
     LossSpec,
     MergeMethodSpec,
     MergeParameter,
     ModelSpec,
     OptimizerSpec,
+    RunContext,
     Skill,
+    SkillContext,
     TensorSpec,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Change",
+    "ConfigError",
     "EvaluatorSpec",
     "LossSpec",
     "MergeMethodSpec",
@@ -27,7 +32,9 @@ __all__ = [
     "MineruaError",
     "ModelSpec",
     "OptimizerSpec",
+    "RunContext",
     "Skill",
+    "SkillContext",
     "TensorSpec",
     "__version__",
     "hookimpl",

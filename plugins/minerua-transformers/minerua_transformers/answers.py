@@ -21,6 +21,20 @@ Work = Callable[[list[Any], Callable[[Sequence[int]], None]], None]
 """`work(rows, assign)` fills in the results of the rows of one batch."""
 
 
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Computes with so many threads, and then with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True, eq=False)
 class Desk:
     """Where the questions to one resident model are answered.
@@ -100,7 +114,7 @@ class Desk:
         """Works on rows in batches: all children's together, or one child after another."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self.settings.threads):
             if self.resident.is_joint:
                 with self.resident.beside():
                     for batch in batches(lengths, self.batch_size, most_ids=most_ids):

@@ -23,6 +23,8 @@ class Settings:
         max_new_tokens: The longest answer, in tokens.
         batch_size: Rows of a batch; `None`: 32, and 256 for models below 100 million parameters. Answers do not depend
             on it, but for rounding.
+        threads: How many threads the processor computes with; `None`: torch decides. For a small model, or where cores
+            are shared, one is fastest.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1` and so on.
         dtype: What is computed in; `auto`: what most bytes of the base are stored in.
         chat: `auto`: the tokenizer's chat template for lists of messages, where it has one, else the plain form;
@@ -40,6 +42,7 @@ class Settings:
     tokenizer: str | None = None
     max_new_tokens: int = 256
     batch_size: int | None = None
+    threads: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     chat: str = "auto"
@@ -53,7 +56,7 @@ class Settings:
 
 
 SETTINGS = tuple(field.name for field in fields(Settings))
-SPEED = ("batch_size", "device")
+SPEED = ("batch_size", "threads", "device")
 """Settings that change how fast answers come, and nothing else but the last bits of a sum."""
 
 
@@ -79,6 +82,7 @@ def read_settings(settings: Mapping[str, Any], folder: Path, *, also: tuple[str,
             tokenizer=reader.text("tokenizer"),
             max_new_tokens=reader.count("max_new_tokens", 256) or 256,
             batch_size=reader.count("batch_size", None),
+            threads=reader.count("threads", None),
             device=device,
             dtype=reader.choice("dtype", DTYPES),
             chat=reader.choice("chat", CHATS),

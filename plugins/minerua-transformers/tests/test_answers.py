@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from minerua_transformers.family import configure
+from minerua_transformers import answers
 from minerua_transformers.generation import Row
 from minerua_transformers.loading import quiet
 from minerua_transformers.sampling import draws, next_tokens
 from minerua_transformers.settings import Settings
+from small_language_models import (
+    ENDS,
+    KINDS,
+    WORDS,
+    prompts,
+    random_changes,
+    random_model,
+    save_model,
+    spec_of,
+    tensors_of,
+)
 
 from minerua.errors import CheckpointError
-from minerua.values import Change, RunContext
+from minerua.values import Change
 from minerua.weights import open_checkpoint
-
-from .conftest import ENDS, KINDS, WORDS, prompts, random_changes, random_model, save_model
-
-
-def tensors_of(folder):
-    checkpoint = open_checkpoint(folder)
-    return {name: checkpoint.tensor(name) for name in checkpoint.specs}
-
-
-def spec_of(folder, **settings):
-    return configure({"max_new_tokens": 12, **settings}, RunContext(folder.parent, folder))
 
 
 def oracle(folder, prompt, *, length=12):
@@ -292,3 +292,17 @@ def test_children_have_their_own_log_likelihoods_together(folders):
         assert [one[1] for one in mine] == [one[1] for one in theirs]
         np.testing.assert_allclose([one[0] for one in mine], [one[0] for one in theirs], rtol=1e-5)
     assert len({row[0][0] for row in found}) == 3
+
+
+def test_threads_are_as_asked_while_it_answers_and_as_before_afterwards(folders, monkeypatch):
+    seen = []
+
+    def noted(*arguments):
+        seen.append(torch.get_num_threads())
+        return generate(*arguments)
+
+    generate = answers.generate
+    monkeypatch.setattr(answers, "generate", noted)
+    spec = spec_of(folders["llama"], threads=2)
+    assert spec.build(tensors_of(folders["llama"]))(["w1 w2"]) == [oracle(folders["llama"], "w1 w2")]
+    assert (seen, torch.get_num_threads()) == ([2], 1)

@@ -18,12 +18,10 @@ from minerua_transformers.grouping import Grouping
 from minerua_transformers.prompts import Prompts
 from minerua_transformers.settings import SETTINGS, Settings, read_settings
 from minerua_transformers.ways import as_rows
+from small_language_models import ENDS, TEMPLATE, WORDS, random_changes, save_tokenizer, spec_of, tensors_of
 
 from minerua.errors import CheckpointError, ConfigError
 from minerua.values import RunContext
-
-from .conftest import ENDS, TEMPLATE, WORDS, random_changes, save_tokenizer
-from .test_answers import spec_of, tensors_of
 
 
 def faults_of(settings, context):

@@ -10,11 +10,9 @@ import pytest
 import torch
 import transformers
 from minerua_transformers.loading import quiet
+from small_language_models import KINDS, prompts, random_model, save_model, spec_of, tensors_of
 
 from minerua.weights import Subspace, materialise, open_checkpoint, open_expert, save_adapter, save_child
-
-from .conftest import KINDS, prompts, random_model, save_model
-from .test_answers import spec_of, tensors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
 

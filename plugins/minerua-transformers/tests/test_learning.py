@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from minerua_transformers import minerua_losses, minerua_models, minerua_skills
+from small_language_models import TEMPLATE, WORDS, prompts, save_tokenizer, spec_of, tensors_of
 
 from minerua.errors import ConfigError
 from minerua.learning import LearningPipeline, TrainingConfig
@@ -14,9 +15,6 @@ from minerua.learning.losses import cross_entropy
 from minerua.learning.optimizers import optimizers
 from minerua.values import Setup, SkillContext
 from minerua.weights import open_checkpoint
-
-from .conftest import TEMPLATE, WORDS, prompts, save_tokenizer
-from .test_answers import spec_of, tensors_of
 
 SKILLS = {skill.name: skill for skill in minerua_skills()}
 (LOSS,) = minerua_losses()
