@@ -224,11 +224,11 @@ def test_how_well_threads_share_a_step_is_measured() -> None:
 
     def exclusive(a: int) -> dict[str, int]:
         with lock:
-            threading.Event().wait(2e-3)
+            threading.Event().wait(1e-2)
         return {"y": a}
 
     def free(a: int) -> dict[str, int]:
-        threading.Event().wait(2e-3)
+        threading.Event().wait(1e-2)
         return {"y": a}
 
     def overlap(call: Any) -> float:
