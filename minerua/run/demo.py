@@ -108,6 +108,25 @@ _ALL = (
         evaluations=200,
         world="agent-skills-world",
     ),
+    Recipe(
+        name="segmentation",
+        title="the recipe segmentation",
+        summary="camouflage, polyps, lesions and leaves: four small U-Nets that outline what they see; some minutes",
+        needs=(
+            Need("models", "unet", "minerua-segmentation"),
+            Need("skills", "segmentation-images", "minerua-segmentation"),
+            Need("skills", "segmentation-worlds", "minerua-segmentation"),
+            Need("losses", "dice-cross-entropy", "minerua-segmentation"),
+            Need("evaluators", "segmentation", "minerua-segmentation"),
+        ),
+        trainings=(
+            Training("base", "segmentation-base", "a base"),
+            Training("experts", "segmentation-experts", "four experts"),
+        ),
+        evaluations=100,
+        experts=4,
+        world="segmentation-worlds",
+    ),
 )
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
