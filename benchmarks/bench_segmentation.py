@@ -15,13 +15,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import minerua_segmentation
 import numpy as np
+import pytest
 import scipy.stats
+import torch
 import yaml
+from minerua_segmentation import writing
 
 from minerua.learning import plugin
 from minerua.merge import methods
@@ -74,7 +78,10 @@ def merged(run_file: Path) -> Merged:
 def learned(folder: Path, seed: int, *, smoke: bool) -> Path:
     """Learns a seed's base and experts; returns the run file of all four."""
     evaluations = 4 if smoke else EVALUATIONS
-    return make_ready(RECIPES["segmentation"], folder, registry=registry(), seed=seed, evaluations=evaluations)
+    with pytest.MonkeyPatch.context() as patch:
+        if smoke:
+            patch.setattr(writing, "write_worlds", partial(writing.write_worlds, learned=32, items=24))
+        return make_ready(RECIPES["segmentation"], folder, registry=registry(), seed=seed, evaluations=evaluations)
 
 
 def pair_file(run_file: Path, names: tuple[str, str], *, smoke: bool) -> Path:
@@ -130,6 +137,15 @@ def table(seeds: Sequence[tuple[Merged, Sequence[Merged]]]) -> str:
     for row, title in (("best", "evolved pairs"), ("mean", "plain means of pairs")):
         lines += ["", f"correlation with s, {title}: {interval([correlation(pairs, row) for _, pairs in seeds])}"]
     return "\n".join(lines)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On pictures this small a second thread costs more than it computes, most of all where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_pairs_and_all_four(tmp_path, smoke, capsys):
