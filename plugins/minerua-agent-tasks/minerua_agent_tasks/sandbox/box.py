@@ -194,7 +194,7 @@ class Sandbox:
         )
         try:
             session = self._session(order, limits, folder)
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no folder behind; raised again
             shutil.rmtree(folder, ignore_errors=True)
             raise
         session.wait_until_ready()

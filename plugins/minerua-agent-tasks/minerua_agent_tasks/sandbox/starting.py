@@ -43,7 +43,7 @@ class Starter:
         told = in_memory(marshal.dumps(order))
         try:
             self._ask([told, theirs.fileno(), theirs.fileno()])
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no socket open; raised again
             ours.close()
             raise
         finally:
