@@ -46,6 +46,7 @@ def test_all_recipes_are_listed_for_people_and_for_programs(minerua):
     assert [line.split()[0] for line in done.output.splitlines()] == list(demo.RECIPES)
     assert "three small networks, half a minute" in done.output
     assert "three small language models, whose answers are executed" in done.output
+    assert "camouflage, polyps, lesions and leaves: four small U-Nets that outline what they see" in done.output
     listed = json.loads(minerua("recipes", "--json").output)["recipes"]
     assert [row["name"] for row in listed] == list(demo.RECIPES)
     assert all(row["summary"] for row in listed)

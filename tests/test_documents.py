@@ -417,7 +417,7 @@ def requirements(project: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for extra in project["project"].get("optional-dependencies", {}).values():
         listed += extra
     for requirement in listed:
-        name, least = re.fullmatch(r"([\w.-]+?)(?:[>=]=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
+        name, least = re.fullmatch(r"([\w.-]+?)(?:\[\w+\])?(?:[>=]=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
         yield re.sub("[-_.]+", "-", name).lower(), least or "0"
 
 

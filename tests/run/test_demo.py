@@ -257,13 +257,21 @@ def test_a_recipe_that_nobody_knows_gets_the_nearest_names():
     assert recipe_named("agent-skills") is RECIPES["agent-skills"]
 
 
-def test_all_packages_that_are_missing_are_named_at_once(tmp_path):
-    with pytest.raises(
-        ConfigError,
-        match=r"needs the packages minerua-transformers and minerua-agent-tasks: pip install \./plugins/minerua-tr",
-    ) as caught:
-        make_ready(RECIPES["agent-skills"], tmp_path / "new", registry=Registry.of(methods, learning))
-    assert len(caught.value.faults) == len(RECIPES["agent-skills"].needs)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "agent-skills",
+            r"^the recipe agent-skills needs the packages minerua-transformers and minerua-agent-tasks: "
+            r"pip install \./plugins/minerua-tr",
+        ),
+        ("segmentation", r"^the recipe segmentation needs the package minerua-segmentation: pip install \./plugins/mi"),
+    ],
+)
+def test_all_packages_that_are_missing_are_named_at_once(tmp_path, name, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_ready(RECIPES[name], tmp_path / "new", registry=Registry.of(methods, learning))
+    assert len(caught.value.faults) == len(RECIPES[name].needs)
     assert not (tmp_path / "new").exists()
 
 
