@@ -17,6 +17,7 @@ from minerua.errors import CheckpointError
 from minerua.values import Change, Genome, TensorSpec
 from minerua.weights.adapter import BASE_KEY
 from minerua.weights.checkpoint import Checkpoint
+from minerua.weights.layers import is_linear, transposed
 from minerua.weights.segments import Core, Mix, Segment
 from minerua.weights.subspace import Subspace
 from minerua.weights.task_vector import Delta, dense
@@ -240,6 +241,9 @@ def read_genome(checkpoint: Checkpoint) -> Genome:
 def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank: int | None = None) -> float:
     """Writes a child as a LoRA adapter in PEFT's layout.
 
+    What a linear layer is, and whether it stores its weight transposed (GPT-2's Conv1D), is told by names and shapes:
+    see `minerua.weights.layers`.
+
     Args:
         folder: The folder to create.
         subspace: The space that the genome lives in.
@@ -251,13 +255,17 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
 
     Raises:
         CheckpointError: If the genome belongs to another subspace, changes a tensor that a LoRA adapter cannot (a bias,
-            a norm, a tensor with more than two axes), holds NaN or infinity, or the rank is below one; all faults at
-            once.
+            a norm, an embedding, a tensor with more than two axes), holds NaN or infinity, or the rank is below one,
+            or some of its layers lie transposed and others not, which one adapter cannot say; all faults at once.
         StorageError: If the folder cannot be written.
     """
     subspace.check([genome])
-    cores = [s for s in subspace.segments if isinstance(s, Core) and _is_linear(subspace.base, s.name)]
+    linear = [s for s in subspace.segments if isinstance(s, Core) and is_linear(subspace.base, s.name)]
+    cores = [core for core in linear if genome.values[core.part].any()] or linear
     faults = [*_adapter_faults(subspace, genome, {core.name for core in cores})]
+    lying = transposed(subspace.base, (core.name for core in cores))
+    upright = [core.name for core in cores if lying and core.name not in lying]
+    faults += [f"{name}: lies as (outputs, inputs), others lie transposed" for name in upright]
     if rank is not None and rank < 1:
         faults.append(f"rank {rank}: at least 1 is needed")
     if faults:
@@ -267,7 +275,7 @@ def save_adapter(folder: str | Path, subspace: Subspace, genome: Genome, *, rank
     split = {core.name: _split(core, genome.values[core.part].reshape(core.shape), rank) for core in cores}
     products = {name: one.product for name, one in split.items()}
     largest = max(product.shape[1] for product in products.values())
-    write_adapter(folder, products, rank=largest, metadata={BASE_KEY: subspace.base.digest})
+    write_adapter(folder, products, rank=largest, fan_in_fan_out=bool(lying), metadata={BASE_KEY: subspace.base.digest})
     lost, total = (math.fsum(squares) for squares in zip(*((s.lost, s.total) for s in split.values()), strict=True))
     return lost / total if total else 0.0
 
@@ -279,17 +287,12 @@ def _adapter_faults(subspace: Subspace, genome: Genome, held: set[str]) -> Itera
         values = genome.values[segment.part]
         change = segment.expand(values) if isinstance(segment, Mix) else values
         if segment.name not in held and change.any():
-            yield f"{segment.name}: LoRA adapters hold changes of weight matrices only"
+            yield f"{segment.name}: LoRA adapters hold changes of linear layers only"
         if not np.isfinite(change).all():
             broken.append(f"{segment.name}: holds NaN or infinity")
     yield from broken
     if not held:
         yield "the subspace has no weight matrix that an adapter could hold"
-
-
-def _is_linear(base: Checkpoint, name: str) -> bool:
-    """Tells whether PEFT would take a tensor for the weight of a linear layer."""
-    return name.endswith(".weight") and len(base.specs[name].shape) == 2
 
 
 class _Split(NamedTuple):

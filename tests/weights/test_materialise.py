@@ -321,13 +321,22 @@ def test_what_an_adapter_cannot_hold_is_told_at_once(tmp_path):
     with pytest.raises(CheckpointError, match=r"genome \w{32} cannot be .* an adapter; write a checkpoint") as caught:
         save_adapter(tmp_path / "child", subspace, _child(subspace), rank=0)
     assert caught.value.faults == (
-        "body.bias: LoRA adapters hold changes of weight matrices only",
-        "conv.weight: LoRA adapters hold changes of weight matrices only",
-        "norm.weight: LoRA adapters hold changes of weight matrices only",
-        "temperature: LoRA adapters hold changes of weight matrices only",
+        "body.bias: LoRA adapters hold changes of linear layers only",
+        "conv.weight: LoRA adapters hold changes of linear layers only",
+        "norm.weight: LoRA adapters hold changes of linear layers only",
+        "temperature: LoRA adapters hold changes of linear layers only",
         "rank 0: at least 1 is needed",
     )
     assert not (tmp_path / "child").exists()
+
+
+def test_layers_that_lie_both_ways_are_refused_as_one_adapter(tmp_path):
+    shapes = {"a.weight": (4, 6), "a.bias": (6,), "b.weight": (6, 4), "b.bias": (6,)}
+    base = open_checkpoint(write_model(tmp_path / "base", {n: np.zeros(s, np.float32) for n, s in shapes.items()}))
+    vector = TaskVector("0", {n: np.ones(s, np.float32) for n, s in shapes.items() if n.endswith("weight")})
+    subspace = Subspace(base, {"e": vector})
+    with pytest.raises(CheckpointError, match=r"b\.weight: lies as \(outputs, inputs\), others lie transposed"):
+        save_adapter(tmp_path / "child", subspace, subspace.founders["e"])
 
 
 def test_small_tensors_that_a_child_leaves_alone_do_not_keep_it_from_being_an_adapter(tmp_path):
@@ -356,7 +365,7 @@ def test_a_subspace_without_weight_matrices_makes_no_adapter(tmp_path, name):
     subspace = Subspace(base, {"e": TaskVector("0", {name: np.ones(shape, np.float32)})})
     with pytest.raises(CheckpointError, match="no weight matrix that an adapter could hold") as caught:
         save_adapter(tmp_path / "child", subspace, subspace.founders["e"])
-    assert caught.value.faults[0] == f"{name}: LoRA adapters hold changes of weight matrices only"
+    assert caught.value.faults[0] == f"{name}: LoRA adapters hold changes of linear layers only"
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

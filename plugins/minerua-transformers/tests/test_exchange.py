@@ -12,6 +12,7 @@ import transformers
 from minerua_transformers.loading import quiet
 from small_language_models import KINDS, prompts, random_model, save_model, spec_of, tensors_of
 
+from minerua.errors import CheckpointError
 from minerua.weights import Subspace, materialise, open_checkpoint, open_expert, save_adapter, save_child
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
@@ -86,6 +87,37 @@ def test_a_written_adapter_loads_with_peft_and_gives_the_same_logits(family, tmp
     theirs = peft.PeftModel.from_pretrained(load_folder(family / "base"), tmp_path / "child")
     ours = spec_of(family / "base").build(materialise(subspace, genome).tensors)
     torch.testing.assert_close(logits_of(theirs), logits_of(ours.desk.resident.loaded.module), rtol=0, atol=1e-4)
+
+
+def tuned(base, folder, changed):
+    """Writes a full fine-tune of a base, in which what `changed` names is another."""
+    model = load_folder(base)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if changed(name):
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    return save_model(model, folder)
+
+
+def test_a_child_whose_layers_lie_transposed_loads_with_peft_and_gives_the_same_logits(tmp_path):
+    save_model(random_model(KINDS["gpt2"]()), tmp_path / "base")
+    tuned(tmp_path / "base", tmp_path / "full", lambda name: "c_" in name and name.endswith(".weight"))
+    subspace = space(tmp_path, "full")
+    assert save_adapter(tmp_path / "child", subspace, subspace.founders["full"]) == 0.0
+    theirs = peft.PeftModel.from_pretrained(load_folder(tmp_path / "base"), tmp_path / "child")
+    torch.testing.assert_close(logits_of(theirs), logits_of(load_folder(tmp_path / "full")), rtol=0, atol=1e-4)
+    assert not torch.allclose(logits_of(theirs), logits_of(load_folder(tmp_path / "base")), atol=1e-3)
+
+
+def test_changed_embeddings_are_refused_as_an_adapter_which_peft_could_not_load(family, tmp_path):
+    tuned(family / "base", tmp_path / "full", lambda name: "embed" in name)
+    base = open_checkpoint(family / "base")
+    subspace = Subspace(base, {"full": open_expert("full", tmp_path / "full", base).task_vector})
+    with pytest.raises(
+        CheckpointError, match=r"embed_tokens\.weight: LoRA adapters hold changes of linear layers only"
+    ):
+        save_adapter(tmp_path / "child", subspace, subspace.founders["full"])
 
 
 def test_an_adapter_made_by_peft_is_the_expert_that_peft_answers_with(family):
