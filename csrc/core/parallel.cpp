@@ -1,8 +1,10 @@
 #include "core/parallel.hpp"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -136,10 +138,13 @@ void Pool::run(Job& job) {
   job.idle.wait(lock, [&job] { return job.helpers == 0; });
 }
 
+/// How many processors this process may use; all of the machine's where the system cannot tell.
 std::size_t affinity_count() {
+#ifdef __linux__
   cpu_set_t mask;
   CPU_ZERO(&mask);
   if (sched_getaffinity(0, sizeof mask, &mask) == 0) return std::max<std::size_t>(1, CPU_COUNT(&mask));
+#endif
   return std::max(1u, std::thread::hardware_concurrency());
 }
 

@@ -75,7 +75,7 @@ template <DType dtype, bool has_base>
 inline __attribute__((always_inline)) Pack<dtype> sum_at(const StoredSums& given, std::size_t i, LargestBits<dtype>& seen) {
   using Storage = typename Element<dtype>::Storage;
   constexpr std::size_t parts = Pack<dtype>::parts;
-  Pack<dtype> base, sums;
+  Pack<dtype> base{}, sums{};
   if (has_base) sums = base = Pack<dtype>::load(static_cast<const Storage*>(given.base) + i, seen);
   for (std::size_t k = 0; k < given.count_of_sources; ++k) {
     const Pack<dtype> x = Pack<dtype>::load(static_cast<const Storage*>(given.sources[k]) + i, seen);

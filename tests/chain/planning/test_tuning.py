@@ -144,6 +144,13 @@ def test_the_fastest_plan_wins_and_slow_ones_have_few_turns() -> None:
     assert [len(one.blocks) for one in candidates] == [1, 16, 16, 1]
 
 
+def test_a_plan_whose_first_turns_fell_into_slow_moments_stays_in_the_contest() -> None:
+    slow_at_first = iter([3.2, 1.5, 3.2, 3.0, *[1.5] * 20])
+    candidates = [Candidate("steady"), Candidate("unlucky")]
+    won = contest(candidates, lambda key: 1.8 if key == "steady" else next(slow_at_first), seconds=0.5)
+    assert won.key == "unlucky"
+
+
 def test_a_plan_that_cannot_run_is_out_of_the_contest_and_if_none_can_the_first_fault_is_raised() -> None:
     def time_one(key: str) -> float:
         if key.startswith("broken"):
