@@ -2,8 +2,9 @@
 
 A token of one small model costs the walk through its layers, and hardly more for eight models over one base: each row
 of a batch adds its own child's part. Children of the world of `minerua evolve agent-skills` answer all search items of
-its three tasks, and what they answer is executed: once built anew for every child, once one at a time over a base that
-stays, then 8 and 32 at once. Outcomes are compared item by item before anything is timed.
+its three tasks, and four of each, which fill no batch; what they answer is executed: once built anew for every child,
+once one at a time over a base that stays, then 8 and 32 at once. Outcomes are compared item by item before anything is
+timed.
 
 Beside it: how much of a whole run is spent outside evaluation, on selection, crossover, mutation and the journal.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from minerua.evaluation import Evaluation
+from minerua.evaluation import Evaluation, Task
 from minerua.evolution import Journal
 from minerua.registry import Registry
 from minerua.run import Prepared, prepare
@@ -58,8 +59,15 @@ def children_of(subspace: Subspace, founders: Sequence[Genome], count: int) -> l
     return [subspace.combine(founders, generator.uniform(0, 0.8, (1, len(founders)))) for _ in range(count)]
 
 
-def test_children_together(benchmark, smoke, prepared):
+def first_items(task: Task, count: int | None) -> Task:
+    """Returns a task with its first search items alone; with all of them where no count is given."""
+    return dataclasses.replace(task, ids={**task.ids, "search": task.ids["search"][:count]})
+
+
+@pytest.mark.parametrize("items", [None, 4], ids=["all items", "4 items a task"])
+def test_children_together(benchmark, smoke, prepared, items):
     subspace, founders = found(prepared)
+    tasks = [first_items(task, items) for task in prepared.tasks]
     children = children_of(subspace, [founder.genome for founder in founders], 8 if smoke else CHILDREN)
     resident = Models(prepared.model, subspace)
     ways: dict[str, tuple[Models, int]] = {
@@ -71,7 +79,7 @@ def test_children_together(benchmark, smoke, prepared):
     seconds: dict[str, float] = dict.fromkeys(ways, float("inf"))
 
     def score(models: Models, count: int) -> list[Scores]:
-        evaluation = Evaluation(prepared.tasks)
+        evaluation = Evaluation(tasks)
         scores = []
         for start in range(0, len(children), count):
             group = children[start : start + count]
@@ -94,7 +102,7 @@ def test_children_together(benchmark, smoke, prepared):
     for name, least in seconds.items():
         benchmark.extra_info[f"{name}: children per second"] = 1 / least
         benchmark.extra_info[f"{name}: times one at a time"] = seconds["one at a time"] / least
-    benchmark.extra_info["items per child"] = sum(len(task.ids["search"]) for task in prepared.tasks)
+    benchmark.extra_info["items per child"] = sum(len(task.ids["search"]) for task in tasks)
     if not smoke:
         assert seconds["one at a time"] >= LEAST_GAIN_AT_8 * seconds["8 together"]
 

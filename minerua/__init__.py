@@ -6,9 +6,11 @@ torch nor numpy and has no effects.
 
 from minerua.errors import ConfigError, MineruaError
 from minerua.hookspecs import hookimpl
+from minerua.settings import Settings
 from minerua.values import (
     Change,
     EvaluatorSpec,
+    Exhibit,
     LossSpec,
     MergeMethodSpec,
     MergeParameter,
@@ -26,6 +28,7 @@ __all__ = [
     "Change",
     "ConfigError",
     "EvaluatorSpec",
+    "Exhibit",
     "LossSpec",
     "MergeMethodSpec",
     "MergeParameter",
@@ -33,6 +36,7 @@ __all__ = [
     "ModelSpec",
     "OptimizerSpec",
     "RunContext",
+    "Settings",
     "Skill",
     "SkillContext",
     "TensorSpec",

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from minerua.errors import ConfigError
+from minerua.exhibits import Exhibit as Exhibit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -308,6 +309,9 @@ class EvaluatorSpec:
             families of evaluators, such as those over files. Such a spec has no `items` and no `evaluate` of its own.
         evaluate_many: `evaluate_many(models, ids, seed)` scores several models at once, `ids[k]` for `models[k]`, and
             returns for each what `evaluate` would; `None`: one by one.
+        exhibit: `exhibit(model, ids)` shows what a model makes of some items: returns an `Exhibit` of each, or of those
+            that there is something to show of. The report has them, of a few test items and the chosen model. The same
+            arguments show the same. `None`: nothing is shown.
     """
 
     name: str
@@ -319,6 +323,7 @@ class EvaluatorSpec:
     evaluate_many: (
         Callable[[Sequence[Any], Sequence[Sequence[str]], int], Sequence[Sequence[float] | np.ndarray]] | None
     ) = None
+    exhibit: Callable[[Any, Sequence[str]], Sequence[Exhibit]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,14 +21,16 @@ EVERYTHING = frozenset({"*"})
 BASE = frozenset({"errors", "values"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
-    "values": frozenset({"errors"}),
+    "exhibits": frozenset({"errors"}),
+    "values": frozenset({"errors", "exhibits"}),
+    "settings": frozenset({"errors"}),
     "hookspecs": BASE,
     "kernels": BASE | {"_core"},
     "registry": BASE | {"hookspecs"},
     "weights": BASE | {"kernels"},
     "chain": BASE | {"kernels"},
     "merge": BASE | {"weights", "kernels", "hookspecs"},
-    "learning": BASE | {"weights", "hookspecs"},
+    "learning": BASE | {"settings", "weights", "hookspecs"},
     "evaluation": BASE | {"chain", "weights", "hookspecs"},
     "evolution": BASE,
     "report": BASE | {"evolution"},
@@ -39,7 +41,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "skills": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": frozenset({"cli"}),
-    "__init__": BASE | {"hookspecs"},
+    "__init__": BASE | {"hookspecs", "settings"},
 }
 """Room → rooms that it may import. A room that is not here fails; `minerua/README.md` prints the same table."""
 
@@ -50,7 +52,18 @@ ONLY_MODULES = {
 """(room, imported room) → the only modules of it that may be imported: chains need the pool and no arithmetic, exams
 the types that merge methods are handed."""
 
-NEVER_TORCH = {"errors", "values", "hookspecs", "registry", "evolution", "config", "report", "scaffold"}
+NEVER_TORCH = {
+    "errors",
+    "exhibits",
+    "values",
+    "settings",
+    "hookspecs",
+    "registry",
+    "evolution",
+    "config",
+    "report",
+    "scaffold",
+}
 """Rooms that import torch nowhere, not even inside a function."""
 
 TORCH_WHEN_ASKED = {"kernels", "weights", "merge", "chain", "conformance", "cli", "__init__", "__main__"}

@@ -152,11 +152,11 @@ def report(
     """Writes a run's report.html anew from its journal, finished or not, and prints its table."""
     from minerua.evolution import read_journal
     from minerua.report import render, summarise
-    from minerua.run import JOURNAL
+    from minerua.run import JOURNAL, kept_exhibits
     from minerua.weights import write_bytes
 
     events = read_journal(folder / JOURNAL)
-    write_bytes(folder / "report.html", render(events).encode())
+    write_bytes(folder / "report.html", render(events, kept_exhibits(folder)).encode())
     _print_summary(summarise(events), folder, as_json=as_json)
 
 

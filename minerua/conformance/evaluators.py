@@ -9,6 +9,7 @@ from typing import Any
 from minerua.conformance.models import any_model
 from minerua.conformance.report import Check, Found, NotJudged
 from minerua.conformance.subject import Subject, same, within
+from minerua.registry.specs import exhibit_faults
 
 _MOST_ITEMS = 6
 _TOLERANCE = 1e-6
@@ -133,6 +134,19 @@ def _inputs(subject: Subject) -> Found:
     return []
 
 
+def _exhibit(subject: Subject) -> Found:
+    model, ids = _model(subject), _ids(subject)[:2]
+    if isinstance(model, NotJudged):
+        return model
+    shown = within(subject.seconds, lambda: subject.spec.exhibit(model, list(ids)))
+    if isinstance(shown, NotJudged):
+        return [f"exhibit: {shown.reason}"]
+    faults = exhibit_faults(shown, ids)
+    if faults or shown == subject.spec.exhibit(model, list(ids)):
+        return faults
+    return ["exhibit of the same items, asked for twice, shows different things"]
+
+
 CHECKS: tuple[Check, ...] = (
     Check(
         "items",
@@ -171,5 +185,12 @@ CHECKS: tuple[Check, ...] = (
         "take them from the items alone; return None where there are none to offer",
         _inputs,
         lambda subject: subject.spec.inputs is not None,
+    ),
+    Check(
+        "exhibit",
+        "exhibit(model, ids) returns Exhibits of these items, at most one of each, the same at every call",
+        "show what evaluate looks at: the item, the answer, and what it is worth, as a text or as a PNG",
+        _exhibit,
+        lambda subject: subject.spec.exhibit is not None,
     ),
 )

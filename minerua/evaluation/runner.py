@@ -10,13 +10,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from minerua.errors import EvolutionError
+from minerua.errors import EvolutionError, MineruaError
 from minerua.evaluation.splits import Task
 from minerua.values import Failure, Scores, TaskScore
+
+T = TypeVar("T")
 
 REMEMBERED_BYTES = 1 << 28
 """How much memory the outcomes in the cache may take; those of the longest unused models leave first."""
@@ -87,6 +89,21 @@ class Evaluation:
                 for task, positions, outcomes in zip(self.tasks, self._positions, known, strict=True)
             }
         )
+
+    def attempt(self, act: Callable[[], T]) -> T | Failure:
+        """Does what is no scoring under the same limits: returns what `act` returns, or what became of it.
+
+        Returns:
+            A failure where it raised anything, or passed the time limit, which holds for it as for one task.
+        """
+        try:
+            with _time_limit(self._limit):
+                return act()
+        except _TimeLimitReached:
+            return Failure(f"no end within time_limit_seconds, {self._limit:g} s")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the run goes on
+            faults = "; ".join(error.faults) if isinstance(error, MineruaError) else ""
+            return Failure(f"{type(error).__name__}: {_first_line(error)}{faults and f': {faults}'}")
 
     def prefetch(
         self, digests: Sequence[str], build: Callable[[Sequence[int]], Sequence[Any]], *, split: str = "search"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from minerua.errors import unknown
-
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+from minerua.settings import EXPONENT
 
 
 def unknown_settings(names: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -44,7 +42,7 @@ def with_numbers(value: Any) -> Any:
         >>> with_numbers({"eps": "1e-8", "betas": [0.9, 0.99], "foreach": None})
         {'eps': 1e-08, 'betas': (0.9, 0.99), 'foreach': None}
     """
-    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
         return float(value)
     if isinstance(value, list | tuple):
         return tuple(map(with_numbers, value))

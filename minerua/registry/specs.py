@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minerua.errors import unknown
 from minerua.values import (
     EvaluatorSpec,
+    Exhibit,
     LossSpec,
     MergeMethodSpec,
     MergeParameter,
@@ -50,7 +51,7 @@ KINDS = (
         "evaluator",
         EvaluatorSpec,
         ("items", "evaluate"),
-        ("inputs", "configure", "evaluate_many"),
+        ("inputs", "configure", "evaluate_many", "exhibit"),
     ),
     Kind("minerua_models", "models", "model", ModelSpec, ("build",), ("activations", "module", "configure", "open")),
     Kind("minerua_merge_methods", "merge_methods", "merge method", MergeMethodSpec, ("merge",), ("prepare", "check")),
@@ -186,6 +187,28 @@ def _tensor_faults(tensor: TensorSpec, place: str) -> list[str]:
 
 def _is_extent(extent: object) -> bool:
     return extent != "" if isinstance(extent, str) else _is_count(extent)
+
+
+def exhibit_faults(shown: Any, ids: Sequence[str]) -> list[str]:
+    """Returns what is wrong with what the `exhibit` of an evaluator returned; empty if it can be shown.
+
+    Args:
+        shown: Whatever it returned.
+        ids: The items that it was asked for.
+
+    Example:
+        >>> exhibit_faults([Exhibit("a", text="yes"), Exhibit("c", text="no")], ["a", "b"])
+        ["exhibit shows item 'c', which it was not asked for"]
+    """
+    if not isinstance(shown, list | tuple):
+        return [f"exhibit returned {with_article(shown)}; return a list with an Exhibit per item"]
+    strange = [one for one in shown if not isinstance(one, Exhibit)]
+    if strange:
+        return [f"exhibit returned {with_article(strange[0])} among its things; each is an Exhibit"]
+    items = [one.item for one in shown]
+    faults = [f"exhibit shows item {item!r}, which it was not asked for" for item in items if item not in ids]
+    twice = next((item for item in items if items.count(item) > 1), None)
+    return faults if twice is None else [*faults, f"exhibit shows item {twice!r} more than once; one Exhibit is enough"]
 
 
 def with_article(value: object) -> str:

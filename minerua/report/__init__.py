@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minerua.report.exhibits import Exhibits, TaskExhibits, exhibits_json, png_size, read_exhibits
 from minerua.report.intervals import Interval
 from minerua.report.page import render_page
 from minerua.report.preflight import Pair, Preflight
@@ -20,12 +21,17 @@ from minerua.report.training import TrainingLog, read_training_log, render_train
 from minerua.report.words import preflight_text, sentences, table_text
 
 __all__ = [
+    "Exhibits",
     "Interval",
     "Pair",
     "Preflight",
     "Summary",
+    "TaskExhibits",
     "TrainingLog",
+    "exhibits_json",
+    "png_size",
     "preflight_text",
+    "read_exhibits",
     "read_training_log",
     "render",
     "render_page",
@@ -37,13 +43,14 @@ __all__ = [
 ]
 
 
-def render(events: Sequence[Event]) -> str:
+def render(events: Sequence[Event], exhibits: Exhibits | None = None) -> str:
     """Returns a run's report as one HTML page that works offline.
 
     Args:
         events: A journal's events, oldest first, as `read_journal` returns them.
+        exhibits: What the chosen model makes of some items; passed over where they are another model's.
 
     Raises:
         JournalError: If an event lacks a field or contradicts the others.
     """
-    return render_page(summarise(events))
+    return render_page(summarise(events), exhibits)

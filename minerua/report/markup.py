@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-VOID = frozenset({"meta", "br", "hr", "link", "input", "col"})
+VOID = frozenset({"meta", "br", "hr", "link", "input", "col", "img"})
 """HTML elements without an end tag."""
 
 

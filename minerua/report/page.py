@@ -7,6 +7,7 @@ from importlib.resources import files
 from minerua.report.ancestry import lineage_figure
 from minerua.report.colours import classes, letter, task_class, variables
 from minerua.report.curves import curve_figures
+from minerua.report.exhibits import Exhibits, exhibits_section
 from minerua.report.heat import archive_figure, shown_ids
 from minerua.report.lineage import CAP
 from minerua.report.markup import Markup, element, embedded_json, join
@@ -15,21 +16,24 @@ from minerua.report.sections import failure_list, final_table, pair_table, setti
 from minerua.report.tables import BEST_ROW, Summary
 from minerua.report.words import counted, percent, sentences, similarity_words
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser may do for this page: nothing that leaves it."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+"""What a browser may do for this page: nothing that leaves it. Pictures are parts of its text."""
 
 
-def render_page(summary: Summary) -> str:
+def render_page(summary: Summary, exhibits: Exhibits | None = None) -> str:
     """Returns a report as one HTML page, which works offline, in light and dark, from 400 pixels width.
 
     Text from the journal is escaped wherever it stands. The same summary gives the same bytes.
 
     Args:
         summary: What `summarise` returned.
+        exhibits: What the chosen model makes of some items; passed over where they are another model's.
     """
     title = _title(summary)
-    main = element("main", *_sections(summary))
-    return whole_page(title, _header(summary, title), main, _footer(summary), _script(summary))
+    shown = _fitting(summary, exhibits)
+    main = element("main", *_sections(summary, shown))
+    footer = _footer(summary, "the journal alone" if shown is None else "the journal and what the tasks showed")
+    return whole_page(title, _header(summary, title), main, footer, _script(summary))
 
 
 def whole_page(title: str, *body: Markup) -> str:
@@ -48,6 +52,13 @@ def whole_page(title: str, *body: Markup) -> str:
         element("style", _style()),
     )
     return f"<!doctype html>\n{element('html', head, element('body', *body), lang='en')}\n"
+
+
+def _fitting(summary: Summary, exhibits: Exhibits | None) -> Exhibits | None:
+    """Returns the exhibits of the finished run's chosen model; those that an earlier run left are none."""
+    best = summary.row(BEST_ROW)
+    is_its = exhibits is not None and best is not None and not summary.unfinished and exhibits.best == best.digest
+    return exhibits if is_its else None
 
 
 def _title(summary: Summary) -> str:
@@ -99,9 +110,9 @@ def _figures(summary: Summary) -> list[Markup]:
     ]
 
 
-def _sections(summary: Summary) -> list[Markup]:
-    sections = [_final(summary), _archives(summary), _curves(summary), _lineage(summary)]
-    sections += [_before(summary), _failures(summary)]
+def _sections(summary: Summary, exhibits: Exhibits | None) -> list[Markup]:
+    sections = [_final(summary), exhibits_section(exhibits, summary.tasks)]
+    sections += [_archives(summary), _curves(summary), _lineage(summary), _before(summary), _failures(summary)]
     config = element("section", settings(summary)) if summary.config else None
     return [section for section in [*sections, config] if section is not None]
 
@@ -213,11 +224,11 @@ def _failure_note(count: int) -> str:
     return f"{counted(count, 'model')} could not be scored and took no further part; the run went on without them."
 
 
-def _footer(summary: Summary) -> Markup:
+def _footer(summary: Summary, source: str) -> Markup:
     items = ", ".join(
         f"{task} " + "/".join(str(count) for count in splits.values()) for task, splits in summary.items.items()
     )
-    text = f"Written from the journal alone by minerua; the run itself by minerua {summary.version}."
+    text = f"Written from {source} by minerua; the run itself by minerua {summary.version}."
     return element("footer", element("p", text, f" Items per split: {items}." if items else None))
 
 

@@ -9,13 +9,14 @@ from minerua.evolution import Journal, read_journal
 from minerua.registry import Registry
 from minerua.report import Summary
 from minerua.run.evolve import Progress, evolve
+from minerua.run.exhibits import exhibit, kept_exhibits
 from minerua.run.finish import finish, write_results
 from minerua.run.preflight import Announce
 from minerua.run.prepare import Prepared, prepare
 from minerua.run.record import Record
 from minerua.weights import remove_partials
 
-__all__ = ["JOURNAL", "Announce", "Prepared", "Progress", "execute", "make_folder", "prepare"]
+__all__ = ["JOURNAL", "Announce", "Prepared", "Progress", "execute", "kept_exhibits", "make_folder", "prepare"]
 
 JOURNAL = "journal.jsonl"
 
@@ -61,7 +62,8 @@ def execute(
         record = Record(journal)
         population = evolve(prepared, record, progress, announce)
         best = finish(record, prepared, population)
-    return write_results(folder, population, best, read_journal(folder / JOURNAL))
+        exhibits = exhibit(folder, registry, prepared, population, best)
+    return write_results(folder, population, best, read_journal(folder / JOURNAL), exhibits)
 
 
 def make_folder(folder: Path) -> None:

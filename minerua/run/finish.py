@@ -11,7 +11,7 @@ import numpy as np
 
 from minerua.evolution import aggregation_weights
 from minerua.evolution.journal import Event
-from minerua.report import Summary, render, summarise, table_json
+from minerua.report import Exhibits, Summary, render, summarise, table_json
 from minerua.run.evolve import Population
 from minerua.run.prepare import Prepared
 from minerua.run.record import Record
@@ -152,17 +152,20 @@ def _score(record: Record, population: Population, genome: Genome, event: Event)
     return outcome
 
 
-def write_results(folder: Path, population: Population, best: Genome, events: list[Event]) -> Summary:
+def write_results(
+    folder: Path, population: Population, best: Genome, events: list[Event], exhibits: Exhibits | None = None
+) -> Summary:
     """Writes what a run leaves behind, each file whole or not at all; the same run writes the same bytes.
 
     `best.safetensors`: the chosen model, its genome in the metadata. `archives.json`: every cell of every archive.
-    `table.json` and `report.html`: from the journal alone.
+    `table.json` and `report.html`: from the journal alone, the page with the exhibits.
 
     Args:
         folder: Where the journal lies.
         population: The population after its last child.
         best: The final model's genome.
         events: The journal's events.
+        exhibits: What the chosen model makes of some items, for the page.
 
     Raises:
         StorageError: If a file cannot be written.
@@ -182,7 +185,7 @@ def write_results(folder: Path, population: Population, best: Genome, events: li
     ]
     _write_json(folder / "archives.json", archives)
     _write_json(folder / "table.json", table_json(summary))
-    write_bytes(folder / "report.html", render(events).encode())
+    write_bytes(folder / "report.html", render(events, exhibits).encode())
     return summary
 
 

@@ -51,6 +51,16 @@ class Models:
                 split=split,
             )
 
+    def build(self, genome: Genome) -> Any:
+        """Returns the callable of one genome, as `score` makes it; valid until the next one is made.
+
+        Raises:
+            Exception: Whatever the model kind raises.
+            BrokenPlugin: The model kind does not return one callable per child.
+            CheckpointError: The genome's tensors are not finite.
+        """
+        return self._build([genome])[0]
+
     def _build(self, genomes: Sequence[Genome]) -> Sequence[Any]:
         if self._children is None:
             return [self._spec.build(_finite(materialise(self._subspace, genome).tensors)) for genome in genomes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +12,11 @@ import numpy as np
 
 from minerua.chain.graph import PortType
 from minerua.chain.writing.functions import to_numpy
-from minerua.chain.writing.ports import parse_port, short
-from minerua.errors import ChainError, ConfigError, JournalError, MineruaError, unknown
+from minerua.chain.writing.ports import parse_port
+from minerua.errors import ChainError, JournalError, MineruaError, unknown
 from minerua.evolution import read_journal
 from minerua.run import JOURNAL
+from minerua.settings import Settings
 from minerua.values import ModelSpec, Setup, Skill, SkillContext
 from minerua.weights import Checkpoint, Expert, apply, open_checkpoint, open_expert
 
@@ -24,7 +24,6 @@ MODEL_SKILL = "minerua-model"
 BEST = "best.safetensors"
 """The file in a run's folder that holds its chosen model."""
 SOURCES = ("checkpoint", "adapter", "run")
-KEYS = ("model", *SOURCES, "base", "inputs", "outputs", "pure", "batchable", "thread_safe")
 FLAGS = {"pure": True, "batchable": False, "thread_safe": False}
 """Settings that are true or false, and what they are by default."""
 
@@ -46,23 +45,22 @@ def configure(settings: Mapping[str, Any], context: SkillContext) -> Skill:
         ConfigError: If the settings do not say what to load, or it cannot be opened; lists all faults.
 
     Example:
-        >>> configure({"checkpont": "w.safetensors"}, SkillContext(Path()))
+        >>> configure({"adapter": "child"}, SkillContext(Path()))
         Traceback (most recent call last):
-        minerua.errors.ConfigError: these are no weights that can be called
-          - checkpont: unknown key; did you mean 'checkpoint'?
-          - one of checkpoint, adapter and run is needed, found none of them
-          - model: missing; name a model kind
+        minerua.errors.ConfigError: the settings of the skill 'minerua-model' cannot be used
+          - adapter and base belong together: a LoRA adapter changes the weights of its base
+          - model is missing; name a model kind
     """
-    faults = list(_key_faults(settings))
-    model = _model(settings, context, faults)
-    weights = _attempt(lambda: _weights(settings, context.folder), faults) if not faults else None
-    inputs = _attempt(lambda: parse_port(_text(settings, "inputs", "object"), "inputs"), faults)
-    outputs = _attempt(lambda: parse_port(_text(settings, "outputs", "object"), "outputs"), faults)
-    if faults or model is None or weights is None or inputs is None or outputs is None:
-        raise ConfigError("these are no weights that can be called", faults)
-    return _skill(
-        model, weights, inputs, outputs, {**FLAGS, **{key: settings[key] for key in FLAGS if key in settings}}
-    )
+    told = Settings(f"the skill {MODEL_SKILL!r}", settings, context.folder)
+    paths = {name: told.path(name, None) for name in (*SOURCES, "base")}
+    flags = {name: told.flag(name, default) for name, default in FLAGS.items()}
+    inputs = told.made(partial(parse_port, told.text("inputs", "object"), "inputs"), object)
+    outputs = told.made(partial(parse_port, told.text("outputs", "object"), "outputs"), object)
+    _refuse_other_sources(told, paths)
+    model = _model(told, context, paths["run"])
+    weights = None if told.faults else told.made(lambda: _weights(paths), None)
+    told.done()
+    return _skill(model, weights, inputs, outputs, flags)  # type: ignore[arg-type]  # `done` raises if one is missing
 
 
 def _skill(
@@ -117,59 +115,43 @@ class _Weights:
         return apply(self.base, self.adapter.task_vector)
 
 
-def _weights(settings: Mapping[str, Any], folder: Path) -> _Weights:
-    if "adapter" in settings:
-        base = open_checkpoint(folder / settings["base"])
-        return _Weights(base, open_expert("adapter", folder / settings["adapter"], base))
-    if "checkpoint" in settings:
-        return _Weights(open_checkpoint(folder / settings["checkpoint"]))
-    return _Weights(open_checkpoint(folder / settings["run"] / BEST))
+def _weights(paths: Mapping[str, Any]) -> _Weights:
+    if paths["adapter"] is not None:
+        base = open_checkpoint(paths["base"])
+        return _Weights(base, open_expert("adapter", paths["adapter"], base))
+    return _Weights(open_checkpoint(paths["checkpoint"] or paths["run"] / BEST))
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _key_faults(settings: Mapping[str, Any]) -> list[str]:
-    faults = []
-    for key, value in settings.items():
-        if key not in KEYS:
-            nearest = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(KEYS)}"
-            faults.append(f"{key}: unknown key; {hint}")
-        elif not isinstance(value, bool if key in FLAGS else str):
-            faults.append(f"{key}: must be {'true or false' if key in FLAGS else 'a text'}, found {short(value)}")
-    given = [key for key in SOURCES if key in settings]
+def _refuse_other_sources(told: Settings, paths: Mapping[str, Path | None]) -> None:
+    given = [name for name in SOURCES if told.has(name)]
     if len(given) != 1:
-        faults.append(f"one of checkpoint, adapter and run is needed, found {' and '.join(given) or 'none of them'}")
-    if ("adapter" in settings) != ("base" in settings):
-        faults.append("adapter and base belong together: a LoRA adapter changes the weights of its base")
-    return faults
+        told.fault(f"one of checkpoint, adapter and run is needed, found {' and '.join(given) or 'none of them'}")
+    if (paths["adapter"] is None) != (paths["base"] is None):
+        told.fault("adapter and base belong together: a LoRA adapter changes the weights of its base")
 
 
-def _text(settings: Mapping[str, Any], key: str, default: str) -> str:
-    value = settings.get(key, default)
-    return value if isinstance(value, str) else default
-
-
-def _model(settings: Mapping[str, Any], context: SkillContext, faults: list[str]) -> ModelSpec | None:
+def _model(told: Settings, context: SkillContext, run: Path | None) -> ModelSpec | None:
     """Returns the model kind that is named, or else that of the run."""
-    name = settings.get("model")
-    if name is None and isinstance(settings.get("run"), str):
-        name = _attempt(lambda: _model_of_run(context.folder / settings["run"]), faults)
-    elif name is None:
-        faults.append("model: missing; name a model kind")
-    if not isinstance(name, str):
+    name = told.text("model", None)
+    if name is None and run is not None:
+        name = told.made(lambda: _model_of_run(run), None)
+    elif name is None and "model" not in told.names:
+        told.fault("model is missing; name a model kind")
+    if name is None:
         return None
     try:
         found = context.models[name]
     except MineruaError as error:  # a registry's own words: who might have it, or who quarrels over it
-        faults.append("; ".join([error.message, *error.faults]))
+        told.fault("; ".join([error.message, *error.faults]))
     except KeyError:
-        faults.append(unknown("model", name, tuple(context.models)))
+        told.fault(unknown("model", name, tuple(context.models)))
     else:
         if found.configure is None:
             return found
-        faults.append(f"model: {name!r} is made from settings, which this skill cannot pass on; use its plugin's skill")
+        told.fault(f"model: {name!r} is made from settings, which this skill cannot pass on; use its plugin's skill")
     return None
 
 
@@ -179,12 +161,3 @@ def _model_of_run(folder: Path) -> str:
         return str(model["name"] if isinstance(model, dict) else model)
     except (LookupError, TypeError) as error:
         raise JournalError(f"{folder / JOURNAL} does not say which model kind was evolved; name it in model") from error
-
-
-def _attempt(step: Callable[[], Any], faults: list[str]) -> Any:
-    """Returns what a step returns, or `None` and keeps the faults of the error that it raised."""
-    try:
-        return step()
-    except MineruaError as error:
-        faults += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
-        return None

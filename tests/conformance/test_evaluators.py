@@ -9,6 +9,7 @@ import pytest
 
 from minerua import EvaluatorSpec
 from minerua.conformance import Sample, examine
+from minerua.values import Exhibit
 
 from .asking import found, reasons
 
@@ -61,6 +62,33 @@ BROKEN = [
     ),
     (spec(inputs=lambda ids: [next(TICKS)]), "inputs", "inputs of the same ids, asked for twice, are different"),
     (spec(inputs=lambda ids: []), "inputs", "inputs of several ids are empty"),
+    (
+        spec(exhibit=lambda m, ids: None),
+        "exhibit",
+        "exhibit returned a NoneType; return a list with an Exhibit per item",
+    ),
+    (spec(exhibit=lambda m, ids: ["a"]), "exhibit", "exhibit returned a str among its things; each is an Exhibit"),
+    (
+        spec(exhibit=lambda m, ids: [Exhibit("d", text="x")]),
+        "exhibit",
+        "exhibit shows item 'd', which it was not asked for",
+    ),
+    (
+        spec(exhibit=lambda m, ids: [Exhibit("a", text="x")] * 2),
+        "exhibit",
+        "exhibit shows item 'a' more than once; one Exhibit is enough",
+    ),
+    (
+        spec(exhibit=lambda m, ids: [Exhibit("a", text=str(next(TICKS)))]),
+        "exhibit",
+        "exhibit of the same items, asked for twice, shows different things",
+    ),
+    (spec(exhibit=lambda m, ids: FOREVER.wait(9)), "exhibit", "exhibit: a call did not end within 0.2 s"),
+    (
+        spec(exhibit=lambda m, ids: [Exhibit("a", png=b"GIF89a")]),
+        "exhibit",
+        "png begins with b'GIF89a'; the bytes of a",
+    ),
 ]
 
 
@@ -74,7 +102,12 @@ def test_an_evaluator_that_keeps_the_laws_passes():
     def many(models, ids, seed):
         return [evaluate(model, row, seed) for model, row in zip(models, ids, strict=True)]
 
-    report = examine(spec(evaluate_many=many, inputs=lambda ids: list(ids)), samples=MODEL)
+    def exhibit(model, ids):
+        assert len(ids) == 2
+        return [Exhibit(id, text=f"{model(id)}") for id in ids]
+
+    one = spec(evaluate_many=many, inputs=lambda ids: list(ids), exhibit=exhibit)
+    report = examine(one, samples=MODEL)
     assert not report.problems, str(report)
     assert not report.of("not judged")
 

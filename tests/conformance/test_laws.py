@@ -144,6 +144,10 @@ LAWS = {
         "inputs(ids) returns the same inputs for the same ids",
         "take them from the items alone; return None where there are none to offer",
     ),
+    ("evaluator", "exhibit"): (
+        "exhibit(model, ids) returns Exhibits of these items, at most one of each, the same at every call",
+        "show what evaluate looks at: the item, the answer, and what it is worth, as a text or as a PNG",
+    ),
     ("model", "builds"): (
         "build makes something that can be called of read-only arrays",
         "copy what must be written; return an object with __call__",

@@ -13,7 +13,7 @@ from minerua import ModelSpec, TensorSpec, hookimpl, skills
 from minerua.chain.writing.chain import SkillChain
 from minerua.errors import ChainError, ConfigError
 from minerua.registry import Registry
-from minerua.run.skills import KEYS, MODEL_SKILL, configure
+from minerua.run.skills import MODEL_SKILL, configure
 from minerua.values import Setup, SkillContext
 from minerua.weights import write_adapter, write_checkpoint
 
@@ -50,7 +50,7 @@ def context(tmp_path: Path) -> SkillContext:
 
 
 def faults_of(settings: dict[str, Any], context: SkillContext) -> tuple[str, ...]:
-    with pytest.raises(ConfigError, match="these are no weights that can be called") as caught:
+    with pytest.raises(ConfigError, match="the settings of the skill 'minerua-model' cannot be used") as caught:
         configure(settings, context)
     return caught.value.faults
 
@@ -118,8 +118,8 @@ def test_a_chain_finds_the_skill_in_the_registry_and_weights_beside_its_file(
     assert graph.steps[0].provider == "plugin 'minerua.skills' (given)"
     faults = chain.check(registry.skills)
     assert faults == (
-        "step 'see': its settings cannot be used: these are no weights that can be called; no model is named 'linear'. "
-        "Known: none",
+        "step 'see': its settings cannot be used: the settings of the skill 'minerua-model' cannot be used; "
+        "no model is named 'linear'. Known: none",
     )
 
 
@@ -128,16 +128,19 @@ def test_a_chain_finds_the_skill_in_the_registry_and_weights_beside_its_file(
 
 def test_everything_wrong_with_settings_is_told_at_once(context: SkillContext) -> None:
     settings = {"modle": "x", "base": 3, "pure": "yes", "inputs": "txt", "zzz": 1}
+    known = "Known: adapter, base, batchable, checkpoint, inputs, model, outputs, pure, run, thread_safe"
     assert faults_of(settings, context) == (
-        "modle: unknown key; did you mean 'model'?",
-        "base: must be a text, found 3",
-        "pure: must be true or false, found 'yes'",
-        f"zzz: unknown key; known keys: {', '.join(KEYS)}",
-        "one of checkpoint, adapter and run is needed, found none of them",
-        "adapter and base belong together: a LoRA adapter changes the weights of its base",
-        "model: missing; name a model kind",
+        f"base is 3; expected a path, absolute or relative to {context.folder}",
+        "pure is 'yes'; expected true or false",
         "no port type is named 'txt'; did you mean 'text'? Known: array, bytes, flag, integer, list, mapping, number, "
         "object, path, text, and arrays such as float32[batch, 64]",
+        "one of checkpoint, adapter and run is needed, found none of them",
+        "model is missing; name a model kind",
+        f"no setting is named 'modle'; did you mean 'model'? {known}",
+        f"no setting is named 'zzz'. {known}",
+    )
+    assert faults_of({"model": "linear", "adapter": "child"}, context) == (
+        "adapter and base belong together: a LoRA adapter changes the weights of its base",
     )
     (fault,) = faults_of({"run": "run", "checkpoint": "w.safetensors"}, context)
     assert fault.endswith("found checkpoint and run")
@@ -146,7 +149,7 @@ def test_everything_wrong_with_settings_is_told_at_once(context: SkillContext) -
 def test_weights_that_cannot_be_opened_and_models_that_nobody_provides(context: SkillContext) -> None:
     faults = faults_of({"model": "linaer", "checkpoint": "nowhere.safetensors"}, context)
     assert faults == ("no model is named 'linaer'; did you mean 'linear'? Known: heap, linear",)
-    (fault,) = faults_of({"model": "linear", "checkpoint": "nowhere.safetensors"}, context)
+    *_, fault = faults_of({"model": "linear", "checkpoint": "nowhere.safetensors"}, context)
     assert "nowhere.safetensors: No such file" in fault
     plain = SkillContext(context.folder, dict(context.models))
     assert faults_of({"model": "linaer", "run": "run"}, plain)[0].startswith("no model is named 'linaer'; did you mean")
@@ -177,5 +180,5 @@ def test_the_skill_is_provided_through_a_hook() -> None:
     assert list(registry.skills) == [MODEL_SKILL]
     made = registry.skills[MODEL_SKILL].configure
     assert made is not None
-    with pytest.raises(ConfigError, match="these are no weights that can be called"):
+    with pytest.raises(ConfigError, match="the settings of the skill 'minerua-model' cannot be used"):
         made({}, SkillContext(Path()))

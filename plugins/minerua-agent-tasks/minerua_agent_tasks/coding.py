@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from minerua.errors import ConfigError
-from minerua.values import EvaluatorSpec, RunContext
+from minerua.settings import Settings
+from minerua.values import EvaluatorSpec, Exhibit, RunContext
 
 from .asking import UNANSWERED, Conversation, answers
 from .fields import CodingItem, read_items
 from .remembering import Memory
 from .sandbox import Limits, Outcome, Sandbox
-from .settings import Settings
+from .settings import read_limits, read_report, read_sandbox
+from .showing import shown
 from .verdict import Verdict
 
 __all__ = [
@@ -317,8 +319,9 @@ def coding_evaluator(
     def inputs(ids: Sequence[str]) -> list[Conversation]:
         return [ask(items[id]) for id in ids]
 
-    def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
-        del seed  # programs see the same hash seed and no other chance
+    def judged(
+        models: Sequence[Any], ids: Sequence[Sequence[str]]
+    ) -> tuple[list[tuple[str, str | None]], dict[tuple[str, str | None], Verdict]]:
         given = answers(models, [inputs(some) for some in ids])
         pairs = [
             (id, said) for some, texts in zip(ids, given, strict=True) for id, said in zip(some, texts, strict=True)
@@ -326,17 +329,26 @@ def coding_evaluator(
         verdicts = dict.fromkeys((pair for pair in pairs if pair[1] is None), Verdict(0.0, UNANSWERED))
         verdicts |= {pair: verdict for pair in pairs if (verdict := known.find(pair)) is not None}
         new = [pair for pair in dict.fromkeys(pairs) if pair not in verdicts]
-        judged = [(items[id], said) for id, said in new]
-        found = judge_many(judged, where, scoring=scoring, paths=paths, limits=limits, workers=workers)
+        asked = [(items[id], said) for id, said in new]
+        found = judge_many(asked, where, scoring=scoring, paths=paths, limits=limits, workers=workers)
         for pair, verdict in zip(new, found, strict=True):
             verdicts[pair] = verdict
             if verdict.is_certain:
                 known.keep(pair, verdict)
+        return pairs, verdicts
+
+    def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
+        del seed  # programs see the same hash seed and no other chance
+        pairs, verdicts = judged(models, ids)
         for pair in pairs:
             if report is not None:
                 report(pair[0], verdicts[pair])
         left = (verdicts[pair] for pair in pairs)
         return [[next(left).outcome for _ in some] for some in ids]
+
+    def exhibit(model: Any, ids: Sequence[str]) -> list[Exhibit]:
+        pairs, verdicts = judged([model], [ids])
+        return [shown(id, ask(items[id]), said, verdicts[id, said]) for id, said in pairs]
 
     told = [_VERSION, scoring, asdict(limits), list(paths)]
     asked = [[ask(item), asdict(item)] for item in items.values()]
@@ -347,6 +359,7 @@ def coding_evaluator(
         evaluate_many=evaluate_many,
         inputs=inputs,
         version=hashlib.sha256(json.dumps([told, asked]).encode()).hexdigest()[:16],
+        exhibit=exhibit,
     )
 
 
@@ -358,14 +371,14 @@ def configure_coding(settings: Mapping[str, Any], context: RunContext) -> Evalua
     Raises:
         ConfigError: Settings, items or the machine are not as they should be; all faults.
     """
-    told = Settings("coding", settings, context)
-    path, scoring = told.path("path"), told.choice("scoring", _SCORINGS, "all")
-    system, prompt = told.optional("system", str), told.optional("prompt", str)
-    limits, report = told.limits(LIMITS), told.report()
-    paths = [str(context.folder / str(folder)) for folder in told.get("paths", list, [])]
-    sandbox = told.sandbox(readable=paths)
+    told = Settings("the evaluator 'coding'", settings, context.folder)
+    path, scoring = told.path("path", what="a file"), told.choice("scoring", _SCORINGS, "all")
+    system, prompt = told.text("system", None), told.text("prompt", None)
+    limits, report = read_limits(told, LIMITS), read_report(told)
+    paths = [str(folder) for folder in told.paths("paths", ())]
+    sandbox = read_sandbox(told, readable=paths)
     ask = told.made(lambda: _asking(prompt, system), question)
-    if path != context.folder:
+    if told.has("path"):
         told.made(lambda: read_items(path), None)
     told.done()
     return coding_evaluator(

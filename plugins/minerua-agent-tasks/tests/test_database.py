@@ -476,16 +476,16 @@ def test_the_evaluator_is_made_from_settings(tmp_path):
 
 def test_settings_are_refused_with_all_faults_at_once(tmp_path):
     settings = {"turns": 0, "prompt": "x", "sandbox": "weak", "url": "nonsense", "pth": 1}
-    with pytest.raises(ConfigError, match="the settings of the evaluator 'database' cannot be taken") as caught:
+    with pytest.raises(ConfigError, match="the settings of the evaluator 'database' cannot be used") as caught:
         configure_database(settings, RunContext(tmp_path))
     assert caught.value.faults == (
-        "path is missing; it names a file, relative to the run file",
-        "turns is 0; a model writes at least once",
+        f"path is missing; expected a file, absolute or relative to {tmp_path}",
+        "turns is 0; expected a whole number from 1 on",
         "the prompt 'x' does not say where the item's own is put; write {prompt} there",
         "sandbox is for SQLite, which runs without url; on a server SQL has the rights of its user",
         *caught.value.faults[4:5],  # SQLAlchemy is missing, or the URL is none
         caught.value.faults[-1],
     )
-    assert caught.value.faults[-1].startswith("no setting of 'database' is named 'pth'; did you mean 'path'")
+    assert caught.value.faults[-1].startswith("no setting is named 'pth'; did you mean 'path'")
     with pytest.raises(ConfigError, match="evaluator 'database': turns is 0 and workers is 1; both are at least 1"):
         database_evaluator(tmp_path / "items.jsonl", turns=0)

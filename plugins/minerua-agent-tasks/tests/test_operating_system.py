@@ -330,7 +330,7 @@ def configured(folder, **settings):
 
 
 def refused(folder, **settings):
-    with pytest.raises(ConfigError, match="the settings of the evaluator 'operating-system' cannot be taken") as caught:
+    with pytest.raises(ConfigError, match="the settings of the evaluator 'operating-system' cannot be used") as caught:
         configured(folder, **settings)
     return caught.value.faults
 
@@ -358,17 +358,17 @@ def test_settings_that_cannot_be_are_told_all_at_once(tmp_path):
         tmp_path, turns=0, prompt="x", command_seconds=0, format="bash", pahts="x", limits={"secnds": 1}, shell=7
     )
     assert {
-        "turns is 0; it is at least 1, which asks once",
+        "turns is 0; expected a whole number from 1 on",
         "the prompt 'x' has no {prompt} in it, where the task's own is put",
-        "command_seconds is 0; it is above 0",
+        "command_seconds is 0; expected a number above 0",
     } <= set(told)
     text = "\n".join(told)
     for part in (
         "path is missing",
-        "named 'bash'. Known: agentbench, plain",
+        "format is 'bash'; expected one of agentbench, plain",
         "'pahts'",
-        "no limit is named 'secnds'; did you mean 'seconds'",
-        "shell is 7; a text is needed",
+        "no setting of limits is named 'secnds'; did you mean 'seconds'",
+        "shell is 7; expected a text",
     ):
         assert part in text
     assert "line 1: prompt is missing" in "\n".join(

@@ -52,25 +52,25 @@ def test_settings_are_refused_with_all_faults_at_once(tmp_path):
         "prompt": "no place",
         "report": "nowhere/verdicts.jsonl",
     }
-    with pytest.raises(ConfigError, match="the settings of the evaluator 'coding' cannot be taken") as caught:
+    with pytest.raises(ConfigError, match="the settings of the evaluator 'coding' cannot be used") as caught:
         configure_coding(settings, RunContext(tmp_path))
     assert caught.value.faults == (
-        "path is missing; it names a file, relative to the run file",
-        "no value of scoring is named 'some'. Known: all, share",
-        "no limit is named 'second'; did you mean 'seconds' or 'cpu_seconds'? "
-        "Known: cpu_seconds, disk_bytes, disk_files, file_bytes, memory_bytes, output_bytes, processes, seconds",
+        f"path is missing; expected a file, absolute or relative to {tmp_path}",
+        "scoring is 'some'; expected one of all, share",
         "the limits of a sandbox cannot be kept as they are",
         "memory_bytes is 5; it is at least 16777216, and finite",
         f"the verdicts cannot be written to {tmp_path}/nowhere/verdicts.jsonl: No such file or directory",
-        "paths is 'here'; a list is needed",
-        "no mode of a sandbox is named 'weka'; did you mean 'weak'? Known: bubblewrap, namespaces, weak",
+        f"paths is 'here'; expected a list of paths, absolute or relative to {tmp_path}",
+        "sandbox is 'weka'; expected one of namespaces, bubblewrap, weak; did you mean 'weak'?",
         "the prompt 'no place' has no {prompt} in it, where the item's own is put",
-        "no setting of 'coding' is named 'pth'; did you mean 'path' or 'paths'? "
+        "no setting is named 'pth'; did you mean 'path' or 'paths'? "
         "Known: limits, path, paths, prompt, report, sandbox, scoring, system",
+        "no setting of limits is named 'second'; did you mean 'seconds' or 'cpu_seconds'? "
+        "Known: cpu_seconds, disk_bytes, disk_files, file_bytes, memory_bytes, output_bytes, processes, seconds",
     )
     with pytest.raises(ConfigError) as caught:
         configure_coding({**SETTINGS, "path": 3}, RunContext(tmp_path))
-    assert caught.value.faults == ("path is 3; a text is needed",)
+    assert caught.value.faults == (f"path is 3; expected a file, absolute or relative to {tmp_path}",)
     with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
         configure_coding({**SETTINGS, "path": "nothing.jsonl"}, RunContext(tmp_path))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minerua import Skill, TensorSpec
-from minerua.errors import StepFailed
+from minerua.errors import ChainError, StepFailed
+from minerua.settings import Settings
 from minerua.values import SkillContext
-from minerua_onnx.settings import Reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,16 +49,11 @@ def image_file(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     Raises:
         ChainError: If the settings cannot be used.
     """
-    known = ("height", "width", "mode", "dtype", "most_pixels")
-    read = Reader("image-file", settings, known, context.folder)
-    height, width = (read.count(side, 0, most=MOST_SIDE) or 0 for side in ("height", "width"))
-    read.faults += [f"{side} is missing" for side in ("height", "width") if side not in settings]
-    mode, dtype = (
-        read.text("mode", "RGB", among=tuple(MODES)),
-        read.text("dtype", "float32", among=("float32", "uint8")),
-    )
-    most_pixels = read.count("most_pixels", MOST_PIXELS, most=2_000_000_000) or MOST_PIXELS
-    read.check()
+    told = Settings("the skill 'image-file'", settings, context.folder, error=ChainError)
+    height, width = told.whole("height", most=MOST_SIDE), told.whole("width", most=MOST_SIDE)
+    mode, dtype = told.choice("mode", tuple(MODES), "RGB"), told.choice("dtype", ("float32", "uint8"), "float32")
+    most_pixels = told.whole("most_pixels", MOST_PIXELS, most=2_000_000_000)
+    told.done()
 
     def call(path: Path) -> dict[str, np.ndarray]:
         return {"image": _read_image(path, (width, height), mode, dtype, most_pixels)}
@@ -125,14 +120,12 @@ def word_tokens(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     """
     import numpy as np
 
-    read = Reader("word-tokens", settings, ("vocabulary", "length"), context.folder)
-    length = read.count("length", 0, most=MOST_WORDS) or 0
-    read.faults += [] if "length" in settings else ["length is missing"]
-    path = read.file("vocabulary")
-    entries, digest = _json(path, read)
-    if path:
-        read.faults += _vocabulary_faults(entries, path)
-    read.check()
+    told = Settings("the skill 'word-tokens'", settings, context.folder, error=ChainError)
+    length = told.whole("length", most=MOST_WORDS)
+    path, entries, digest = _json(told, "vocabulary")
+    if told.has("vocabulary"):
+        told.fault(*_vocabulary_faults(entries, path))
+    told.done()
     numbers: dict[str, int] = entries
 
     def call(text: str) -> dict[str, np.ndarray]:
@@ -160,16 +153,17 @@ def _vocabulary_faults(entries: Any, path: Path) -> list[str]:
     return faults + [f"{path} has no {word}" for word in (PADDING, UNKNOWN) if word not in entries]
 
 
-def _json(path: Path | None, read: Reader) -> tuple[Any, str]:
-    """Returns what a JSON file holds and its digest; notes what is wrong with it."""
-    if path is None:
-        return None, ""
+def _json(told: Settings, name: str) -> tuple[Path, Any, str]:
+    """Returns the JSON file that a setting names, what it holds, and its digest; notes what is wrong with it."""
+    path = told.file(name)
+    if not told.has(name):
+        return path, None, ""
     try:
         content = path.read_bytes()
-        return json.loads(content), hashlib.sha256(content).hexdigest()[:32]
+        return path, json.loads(content), hashlib.sha256(content).hexdigest()[:32]
     except (OSError, ValueError, RecursionError) as error:
-        read.faults.append(f"{path} is not JSON: {error}")
-        return None, ""
+        told.fault(f"{path} is not JSON: {error}")
+        return path, None, ""
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,13 +181,12 @@ def label(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     Raises:
         ChainError: If the settings or the file cannot be used.
     """
-    read = Reader("label", settings, ("labels",), context.folder)
-    path = read.file("labels")
-    labels, digest = _json(path, read)
+    told = Settings("the skill 'label'", settings, context.folder, error=ChainError)
+    path, labels, digest = _json(told, "labels")
     is_list = isinstance(labels, list) and 0 < len(labels) <= MOST_ENTRIES
-    if path and not (is_list and all(isinstance(text, str) for text in labels)):
-        read.faults.append(f"{path} must hold a JSON list of texts")
-    read.check()
+    if told.has("labels") and not (is_list and all(isinstance(text, str) for text in labels)):
+        told.fault(f"{path} must hold a JSON list of texts")
+    told.done()
 
     def call(scores: np.ndarray) -> dict[str, Any]:
         row = scores[0].tolist()

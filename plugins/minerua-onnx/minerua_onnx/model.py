@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from minerua import Skill, TensorSpec
-from minerua.errors import StepFailed, unknown
+from minerua.errors import ChainError, StepFailed, unknown
+from minerua.settings import Settings
 from minerua.values import Setup, SkillContext
 from minerua_onnx.files import inputs_of, open_model
 from minerua_onnx.ports import Port, identifiers, is_batchable, port_of, symbols_of
 from minerua_onnx.sessions import OPTIMIZATIONS, SessionChoice, first_line, open_session, provider_faults, setups
-from minerua_onnx.settings import Reader
 
 if TYPE_CHECKING:
     import onnx
 
-SETTINGS = ("file", "rename", "extents", "threads", "device", "providers", "optimization", "batchable")
 MOST_THREADS, MOST_EXTENT = 1024, 2**31 - 1
 
 
@@ -101,19 +99,21 @@ def configure(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     Raises:
         ChainError: If a setting or the file cannot be used; lists all faults.
     """
-    read = Reader("onnx-model", settings, SETTINGS, context.folder)
-    path, rename, extents = read.file("file"), read.names("rename"), read.counts("extents", most=MOST_EXTENT)
-    threads, device = read.count("threads", most=MOST_THREADS), read.text("device", "cpu")
-    choice = SessionChoice(read.texts("providers"), read.text("optimization", "all", among=OPTIMIZATIONS))
-    may_batch = read.flag("batchable", True)
-    read.faults += provider_faults(device, choice) if device else []
-    read.check()
-    file, proto = open_model(path or Path())
+    told = Settings("the skill 'onnx-model'", settings, context.folder, error=ChainError)
+    path, named, counted = told.file("file"), told.section("rename"), told.section("extents")
+    rename = {name: named.text(name) for name in named.names}
+    extents = {name: counted.whole(name, most=MOST_EXTENT) for name in counted.names}
+    threads, device = told.whole("threads", None, most=MOST_THREADS), told.text("device", "cpu")
+    choice = SessionChoice(told.texts("providers", ()), told.choice("optimization", OPTIMIZATIONS, "all"))
+    may_batch = told.flag("batchable", True)
+    told.fault(*provider_faults(device, choice))
+    told.done()
+    file, proto = open_model(path)
     inputs, outputs = inputs_of(proto), tuple(proto.graph.output)
-    names = _port_names([value.name for value in (*inputs, *outputs)], rename, read)
+    names = _port_names([value.name for value in (*inputs, *outputs)], rename, told)
     symbols = symbols_of((*inputs, *outputs))
-    read.faults += [unknown("extent of the model", name, tuple(symbols)) for name in extents if name not in symbols]
-    read.check()
+    told.fault(*(unknown("extent of the model", name, tuple(symbols)) for name in extents if name not in symbols))
+    told.done()
     loader = Loader(
         file,
         tuple((names[value.name], value.name) for value in inputs),
@@ -192,14 +192,12 @@ def model_skill(
     )
 
 
-def _port_names(names: list[str], rename: Mapping[str, str], read: Reader) -> dict[str, str]:
+def _port_names(names: list[str], rename: Mapping[str, str], told: Settings) -> dict[str, str]:
     """Returns the model's name → port for all inputs and outputs."""
-    read.faults += [unknown("input or output of the model", name, names) for name in rename if name not in names]
-    read.faults += [
-        f"rename: {port!r} is not a Python identifier" for port in rename.values() if not port.isidentifier()
-    ]
+    told.fault(*(unknown("input or output of the model", name, names) for name in rename if name not in names))
+    told.fault(*(f"rename: {port!r} is not a Python identifier" for port in rename.values() if not port.isidentifier()))
     left = identifiers(name for name in names if name not in rename)
     found = {**left, **rename}
     twice = sorted({port for port in found.values() if list(found.values()).count(port) > 1})
-    read.faults += [f"rename: two inputs or outputs would be called {port!r}" for port in twice]
+    told.fault(*(f"rename: two inputs or outputs would be called {port!r}" for port in twice))
     return found

@@ -97,14 +97,14 @@ def test_every_flipped_byte_is_a_message_or_a_model(refused, workshop, monkeypat
 
 SETTINGS = {
     "{}": "file is missing",
-    "{file: gone.onnx}": "file: gone.onnx does not exist",
+    "{file: gone.onnx}": "gone.onnx does not exist",
     "{file: .}": "is a folder",
-    "{file: 3}": "file is 3; expected a text",
+    "{file: 3}": "file is 3; expected a file",
     "{file: linear.onnx, fil: x}": "no setting is named 'fil'; did you mean 'file'",
     "{file: linear.onnx, device: tpu}": "the device 'tpu' is not known; write cpu, cuda or cuda:0",
     "{file: linear.onnx, device: 'cuda:x'}": "the device 'cuda:x' is not known",
     "{file: linear.onnx, providers: [WarpProvider]}": "this onnxruntime has no WarpProvider; it has ",
-    "{file: linear.onnx, threads: 0}": "threads is 0; expected a count from 1 to 1024",
+    "{file: linear.onnx, threads: 0}": "threads is 0; expected a whole number from 1 to 1024",
     "{file: linear.onnx, optimization: most}": "optimization is 'most'; expected one of none, basic",
     "{file: linear.onnx, batchable: 3}": "batchable is 3; expected true or false",
     "{file: linear.onnx, rename: {q: y}}": "no input or output of the model is named 'q'",
@@ -121,7 +121,7 @@ def test_settings_that_cannot_be_used_are_one_message_in_every_command(refused, 
 
 def test_a_setting_of_the_command_line_is_checked_like_one_of_the_file(refused, workshop):
     (workshop.folder / "one.yaml").write_text(CHAIN)
-    assert "file: gone.onnx does not exist" in in_all_commands(refused, "--set", "see.file=gone.onnx")
+    assert "gone.onnx does not exist" in in_all_commands(refused, "--set", "see.file=gone.onnx")
 
 
 # ── the world ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -101,8 +101,9 @@ def test_settings_of_an_image_are_checked_together(workshop):
     with pytest.raises(ChainError) as caught:
         workshop.edge("image-file", width=-1, mode="CMYK", dtype="float64", most_pixels=0)
     text = str(caught.value)
+    assert "the settings of the skill 'image-file' cannot be used" in text
     assert "height is missing" in text
-    assert "width is -1; expected a count from 1 to 16384" in text
+    assert "width is -1; expected a whole number from 1 to 16384" in text
     assert "mode is 'CMYK'; expected one of RGB, L" in text
     assert "dtype is 'float64'; expected one of float32, uint8" in text
     assert "most_pixels is 0" in text
@@ -153,7 +154,9 @@ def test_a_vocabulary_that_is_none_is_refused(workshop, content, message):
 
 def test_the_length_is_needed_and_the_version_follows_the_vocabulary(workshop):
     tokens(workshop, "a")
-    with pytest.raises(ChainError, match="length is missing"):
+    with pytest.raises(
+        ChainError, match="the settings of the skill 'word-tokens' cannot be used\n  - length is missing"
+    ):
         workshop.edge("word-tokens", vocabulary="words.json")
     before = workshop.edge("word-tokens", vocabulary="words.json", length=3)
     (workshop.folder / "words.json").write_text(json.dumps({**WORDS, "dog": 4}))
@@ -182,5 +185,5 @@ def test_scores_that_are_not_finite_are_no_answer(workshop, score):
 
 @pytest.mark.parametrize("labels", [[], {}, ["a", 1], 3])
 def test_labels_that_are_none_are_refused(workshop, labels):
-    with pytest.raises(ChainError, match="must hold a JSON list of texts"):
+    with pytest.raises(ChainError, match=r"the skill 'label' cannot be used\n.* must hold a JSON list of texts"):
         named(workshop, [0.0], labels)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minerua.errors import ConfigError, StorageError
+from minerua.settings import Settings
 
 from .layouts import Layout, Pair, find_pairs, layout_of
 from .reading import BadPair, Form, read_pair
-from .settings import Settings
+from .settings import read_folders, read_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,15 +127,15 @@ def read_source(told: Settings) -> Source:
     """Returns what the settings say of pictures; faults stay in `told`."""
     forms = layout_of(told.value("layout", "auto"))
     if isinstance(forms, str):
-        told.faults.append(forms)
+        told.fault(forms)
         forms = ()
     form = Form(
-        told.size("size", 352),
+        read_size(told, 352),
         told.number("threshold", 0.5, least=0, most=0.99),
         told.whole("classes", None, least=2),
     )
-    bad = told.whole("most_bad", 0, least=0) or 0
-    return Source(told.paths("path"), tuple(forms), form, told.whole("most", None), bad, told.path("cache"))
+    most, bad = told.whole("most", None), told.whole("most_bad", 0, least=0)
+    return Source(read_folders(told), tuple(forms), form, most, bad, told.path("cache", None))
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Masks drawn over images, as PNG and as a page that needs nothing but itself."""
+"""Masks drawn over images: as PNG for a run's report, and as a page that needs nothing but itself."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["LEGEND", "STYLE", "TITLE", "page", "panel", "strip"]
+__all__ = ["LEGEND", "LINE", "LINE_SIDE", "OUTLINES", "STYLE", "TITLE", "outlined", "page", "panel", "strip"]
 
-BLUE, ORANGE, WHITE = (0, 114, 178), (230, 159, 0), (255, 255, 255)
+BLUE, ORANGE, WHITE, BLACK = (0, 114, 178), (230, 159, 0), (255, 255, 255), (0, 0, 0)
 """Of Okabe and Ito's palette: told apart by everybody."""
+
+LINE = 3
+"""Pixels of a line."""
 
 SIDE, GAP = 96, 4
 """Pixels of a panel's longer side, at least, and between panels."""
+
+OUTLINES = "white: there, orange: found"
+"""What the two lines of `outlined` mean."""
+
+LINE_SIDE = 288
+"""Pixels of the longer side on which lines are drawn: two such pictures are below 512 KiB, whatever they show."""
 
 TITLE = "What the models find"
 LEGEND = (
@@ -52,6 +61,51 @@ def panel(image: np.ndarray, mask: np.ndarray, found: np.ndarray) -> np.ndarray:
     for part, colour in ((mask & found, BLUE), (found & ~mask, ORANGE), (mask & ~found, WHITE)):
         drawn[part] = 0.45 * drawn[part] + 0.55 * np.array(colour)
     return np.asarray(drawn.round().astype(np.uint8))
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, found: np.ndarray) -> bytes:
+    """Returns an image beside itself with two outlines on it, as one PNG.
+
+    White runs around what is there, on its outside; orange around what was found, on its inside. So where both have
+    the same border both are seen, side by side.
+
+    Args:
+        image: Shape (h, w, 3), uint8.
+        mask: Shape (h, w), bool: what is there.
+        found: The same: what was found.
+    """
+    import numpy as np
+    from PIL import Image
+
+    height, width = mask.shape
+    scale = LINE_SIDE / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+
+    def sized(array: np.ndarray, how: Image.Resampling) -> np.ndarray:
+        return np.asarray(Image.fromarray(array).resize(size, how))
+
+    plain = sized(image, Image.Resampling.BICUBIC)
+    there, seen = (sized(part * np.uint8(255), Image.Resampling.BILINEAR) > 127 for part in (mask, found))
+    drawn = plain.copy()
+    drawn[_widened(there, LINE + 1) & ~there] = BLACK  # a rim, so that lines are seen on what has their colour
+    drawn[_widened(~seen, LINE + 1) & seen] = BLACK
+    drawn[_widened(there, LINE) & ~there] = WHITE
+    drawn[_widened(~seen, LINE) & seen] = ORANGE
+    between = np.full((size[1], GAP, 3), 128, np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(np.concatenate([plain, between, drawn], 1)).save(written, "PNG", optimize=True)
+    return written.getvalue()
+
+
+def _widened(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Returns a mask with everything that is so near to it, counted in steps to the four sides."""
+    import numpy as np
+
+    wide = mask.copy()
+    for _ in range(pixels):
+        grown = np.pad(wide, 1)
+        wide = grown[1:-1, 1:-1] | grown[:-2, 1:-1] | grown[2:, 1:-1] | grown[1:-1, :-2] | grown[1:-1, 2:]
+    return wide
 
 
 def strip(rows: Sequence[Sequence[np.ndarray]]) -> bytes:

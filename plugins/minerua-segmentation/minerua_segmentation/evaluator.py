@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minerua import EvaluatorSpec, MineruaError
+from minerua.settings import Settings
+from minerua.values import Exhibit
 
 from .collection import Collection, Source, open_collection, read_source
+from .drawing import OUTLINES, outlined
 from .metrics import METRICS
-from .settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from minerua.values import RunContext
 
-__all__ = ["Task", "configure_segmentation", "read_task", "segmentation_evaluator"]
+__all__ = ["NAMES", "Task", "configure_segmentation", "read_task", "segmentation_evaluator"]
+
+NAMES = {"dice": "Dice", "iou": "IoU", "s-measure": "S-measure", "mae": "1 − MAE"}
+"""What people call the metrics."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,27 @@ class Task:
             MineruaError: The answer has another shape, or is no probabilities.
         """
         return METRICS[self.metric](_checked(found, masks), masks, cut=self.cut)
+
+    def drawn(self, ids: Sequence[str], images: np.ndarray, masks: np.ndarray, found: Any) -> list[Exhibit]:
+        """Returns a picture per image, with what is there and what was found outlined, under its Dice and its outcome.
+
+        Args:
+            ids: n names.
+            images: Shape (n, h, w, 3), uint8.
+            masks: Shape (n, h, w), bool.
+            found: What a model answered: probabilities, shape (n, h, w).
+
+        Raises:
+            MineruaError: As `score`.
+        """
+        answer = _checked(found, masks)
+        scores = {name: METRICS[name](answer, masks, cut=self.cut) for name in dict.fromkeys(("dice", self.metric))}
+        shown = []
+        for k, id in enumerate(ids):
+            worth = ", ".join(f"{NAMES[name]} {score[k]:.2f}" for name, score in scores.items())
+            title = f"{worth}; {OUTLINES}"
+            shown.append(Exhibit(id, title, png=outlined(images[k], masks[k], answer[k] > self.cut)))
+        return shown
 
 
 def read_task(settings: Mapping[str, Any], folder: Path) -> tuple[Source, Task]:
@@ -95,12 +121,17 @@ def segmentation_evaluator(collection: Collection, task: Task, *, name: str = "s
         images, masks = collection.chosen(ids)
         return task.score(model(images), masks)
 
+    def exhibit(model: Any, ids: Sequence[str]) -> list[Exhibit]:
+        images, masks = collection.chosen(ids)
+        return task.drawn(ids, images, masks, model(images))
+
     return EvaluatorSpec(
         name=name,
         items=lambda: collection.ids,
         evaluate=evaluate,
         inputs=lambda ids: collection.chosen(ids)[0],
         version=f"1 {task.metric} {task.cut:g} {collection.content}",
+        exhibit=exhibit,
     )
 
 

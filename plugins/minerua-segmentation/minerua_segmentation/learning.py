@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minerua import Skill
+from minerua.settings import Settings
 
 from .collection import Rows, open_collection, read_source
-from .settings import Settings
 
 if TYPE_CHECKING:
     from minerua.values import SkillContext

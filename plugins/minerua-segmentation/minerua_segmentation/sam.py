@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minerua import ModelSpec
 from minerua.errors import CheckpointError, ConfigError
-
-from .settings import Settings
+from minerua.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,17 +74,13 @@ def sam_module(**settings: Any) -> torch.nn.Module:
 
 
 def _read(told: Settings, base: Path | None) -> _Asked:
-    path = told.path("path") or (None if base is None else base if base.is_dir() else base.parent)
-    asked = _Asked(
-        path or Path(),
-        told.choice("learned", PARTS, PARTS[0]),
-        told.whole("batch_size", 4) or 4,
-        str(told.value("device", "cpu")),
-    )
-    if path is None:
-        told.faults.append("path is missing; it names a folder with SAM's config.json, as transformers saves it")
-    elif not (path / "config.json").is_file():
-        told.faults.append(f"{path} has no config.json; name a folder that transformers' save_pretrained has written")
+    home = None if base is None else base if base.is_dir() else base.parent
+    what = "a folder with SAM's config.json, as transformers saves it"
+    path = told.path("path", what=what) if home is None else told.path("path", home, what=what)
+    learned, batch = told.choice("learned", PARTS, PARTS[0]), told.whole("batch_size", 4)
+    asked = _Asked(path, learned, batch, told.text("device", "cpu"))
+    if (home is not None or told.has("path")) and not (path / "config.json").is_file():
+        told.fault(f"{path} has no config.json; name a folder that transformers' save_pretrained has written")
     told.done()
     return asked
 

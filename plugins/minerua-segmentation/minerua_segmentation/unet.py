@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from minerua import ModelSpec
 from minerua.errors import CheckpointError
+from minerua.settings import Settings
 
 from .network import forward, layers_of
-from .settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ def configure_unet(settings: Mapping[str, Any], context: RunContext) -> ModelSpe
     """
     told = Settings("the model 'unet'", settings, context.folder)
     width, depth = _sizes(told)
-    batch, threads = told.whole("batch_size", 64) or 64, told.whole("threads", None)
+    batch, threads = told.whole("batch_size", 64), told.whole("threads", None)
     told.done()
     return ModelSpec(
         "unet",
@@ -85,7 +85,7 @@ def unet_module(**settings: Any) -> torch.nn.Module:
 
 
 def _sizes(told: Settings) -> tuple[int, int]:
-    return told.whole("width", 12) or 12, told.whole("depth", 3) or 3
+    return told.whole("width", 12), told.whole("depth", 3)
 
 
 class _Found:

@@ -8,10 +8,10 @@ import torch
 from minerua_segmentation.collection import Rows, Source, open_collection, read_source
 from minerua_segmentation.layouts import LAYOUTS, find_pairs, layout_of
 from minerua_segmentation.reading import Form
-from minerua_segmentation.settings import Settings
 from PIL import Image
 
 from minerua.errors import ConfigError, StorageError
+from minerua.settings import Settings
 
 FORM = Form((12, 10))
 
@@ -249,14 +249,14 @@ def test_all_settings_that_are_wrong_are_said_at_once(tmp_path):
     read_source(told)
     said = faults(told.done)
     expected = (
-        "path is [3]; it names a folder, or a list of folders, relative to the file",
+        f"path is [3]; expected a folder, or a list of folders, absolute or relative to {tmp_path}",
         "layout is {'images': 'a'}; a mapping has the texts images and masks, and may have mask_suffix",
-        "size is 4; one side or [height, width] is needed, each from 8 to 4096 pixels",
-        "threshold is 2; a number from 0 to 0.99 is needed",
-        "classes is True; a whole number from 2 is needed",
-        "most is 'all'; a whole number from 1 is needed",
-        "cache is 7; a path is needed, relative to the file that it stands in",
+        "size is 4; expected one side or [height, width], each from 8 to 4096 pixels",
+        "threshold is 2; expected a number from 0 to 0.99",
+        "classes is True; expected a whole number from 2 on",
+        "most is 'all'; expected a whole number from 1 on",
+        f"cache is 7; expected a path, absolute or relative to {tmp_path}",
         "no setting is named 'sise'; did you mean 'size'?",
-        "the settings of the evaluator 'segmentation' cannot be taken",
+        "the settings of the evaluator 'segmentation' cannot be used",
     )
     assert [text for text in expected if text not in said] == [] != expected

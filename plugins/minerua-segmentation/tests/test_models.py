@@ -122,23 +122,23 @@ def test_the_folder_of_the_base_has_the_configuration_of_a_sam_without_a_path(sa
     ("kind", "settings", "text"),
     [
         ("unet", {"widht": 8}, "no setting is named 'widht'; did you mean 'width'"),
-        ("unet", {"depth": 0}, "depth is 0; a whole number from 1 is needed"),
-        ("sam", {}, "path is missing; it names a folder with SAM's config.json"),
+        ("unet", {"depth": 0}, "depth is 0; expected a whole number from 1 on"),
+        ("sam", {}, "path is missing; expected a folder with SAM's config.json"),
         ("sam", {"path": "gone"}, "gone has no config.json; name a folder that transformers' save_pretrained"),
-        ("sam", {"path": "x", "learned": "some"}, "learned: no choice is named 'some'"),
+        ("sam", {"path": "x", "learned": "some"}, "learned is 'some'; expected one of mask-decoder, all"),
     ],
 )
 def test_settings_that_are_wrong_are_refused(kind, settings, text):
     with pytest.raises(ConfigError) as caught:
         FAMILIES[kind].configure(settings, RunContext(Path()))
     assert text in str(caught.value)
-    assert f"the settings of the model '{kind}' cannot be taken" in str(caught.value) or "gone" in text
+    assert f"the settings of the model '{kind}' cannot be used" in str(caught.value) or "gone" in text
 
 
 def test_the_names_of_what_takes_settings_are_told():
     with pytest.raises(ConfigError) as caught:
         FAMILIES["unet"].configure({"widht": 8}, RunContext(Path()))
-    assert "the settings of the model 'unet' cannot be taken" in str(caught.value)
+    assert "the settings of the model 'unet' cannot be used" in str(caught.value)
 
 
 def test_the_configuration_of_another_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from minerua_segmentation import __main__ as command
-from minerua_segmentation import overlays
+from minerua_segmentation import drawing, overlays
 from minerua_segmentation.collection import open_collection
 from minerua_segmentation.evaluator import read_task
 from minerua_segmentation.unet import unet_module
 from minerua_segmentation.worlds import WORLDS, draw
 from minerua_segmentation.writing import write_worlds
+from PIL import Image
 from safetensors.torch import save_file
 
 from minerua import MineruaError
@@ -151,8 +153,8 @@ def test_answers_that_are_no_probabilities_are_refused(worlds, answer, text):
 def test_settings_of_a_task_that_are_wrong_are_said_together(worlds):
     with pytest.raises(ConfigError) as caught:
         task(worlds, metric="dise", cut=3)
-    assert "metric: no choice is named 'dise'; did you mean 'dice'" in str(caught.value)
-    assert "cut is 3; a number from 0 to 1 is needed" in str(caught.value)
+    assert "metric is 'dise'; expected one of dice, iou, s-measure, mae; did you mean 'dice'?" in str(caught.value)
+    assert "cut is 3; expected a number from 0 to 1" in str(caught.value)
 
 
 def test_the_skill_makes_rows_of_several_worlds(worlds):
@@ -161,8 +163,69 @@ def test_the_skill_makes_rows_of_several_worlds(worlds):
     rows = skill.call()["dataset"]
     assert len(rows) == 8
     assert rows.key(0) == "camouflage/camouflage_0000000"
-    with pytest.raises(ConfigError, match="flips is 'on'; true or false is needed"):
+    with pytest.raises(ConfigError, match="flips is 'on'; expected true or false"):
         SKILLS["segmentation-images"].configure({**settings, "flips": "on"}, SkillContext(worlds))
+
+
+# ── what a report shows ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_image_is_shown_beside_its_outlines_under_its_dice(worlds):
+    spec = task(worlds, metric="mae")
+    ids = list(spec.items())[1:3]
+
+    def model(images):
+        return images[..., 1] / 255.0
+
+    shown = spec.exhibit(model, ids)
+    dice = task(worlds).evaluate(model, ids, 0)
+    outcomes = spec.evaluate(model, ids, 0)
+    assert [one.item for one in shown] == ids
+    for k, one in enumerate(shown):
+        assert one.title == f"Dice {dice[k]:.2f}, 1 − MAE {outcomes[k]:.2f}; white: there, orange: found"
+        assert one.text is None
+    assert task(worlds).exhibit(model, ids)[0].title == f"Dice {dice[0]:.2f}; white: there, orange: found"
+    picture = pixels(shown[0].png)
+    image = pixels(drawing.outlined(*[array[0] for array in ones(spec, ids)]))
+    assert picture.shape == image.shape == (drawing.LINE_SIDE, 2 * drawing.LINE_SIDE + drawing.GAP, 3)
+    assert np.array_equal(picture[:, : drawing.LINE_SIDE], image[:, : drawing.LINE_SIDE])
+
+
+def ones(spec, ids):
+    images = spec.inputs(ids)
+    return images, np.ones(images.shape[:3], bool), np.ones(images.shape[:3], bool)
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_what_is_there_is_outlined_outside_and_what_was_found_inside_so_that_both_are_seen():
+    mask = np.zeros((24, 12), bool)
+    mask[6:18, 3:9] = True
+    picture = pixels(drawing.outlined(np.full((24, 12, 3), 90, np.uint8), mask, mask))
+    plain, drawn = picture[:, :144], picture[:, 144 + drawing.GAP :]
+    assert picture.shape[:2] == (288, 2 * 144 + drawing.GAP)
+    assert (plain == 90).all()
+    white, orange = ((drawn == colour).all(2) for colour in (drawing.WHITE, drawing.ORANGE))
+    left, right = 36, 108  # the mask's borders, enlarged twelve times; away from its corners, which are rounded
+    for across in (white, orange):
+        assert (across[100:180] == across[100]).all()
+    assert white[100].nonzero()[0].tolist() == [*range(left - 3, left), *range(right, right + 3)]
+    assert orange[100].nonzero()[0].tolist() == [*range(left, left + 3), *range(right - 3, right)]
+    assert (drawn[100:180, 60:80] == 90).all()  # what is far from both borders is left as it is
+
+
+@pytest.mark.parametrize("shape", [(352, 352), (1024, 1024), (400, 30)])
+def test_a_picture_of_noise_is_small_enough_for_a_report(shape):
+    generator = np.random.default_rng(0)
+    noise, mask = generator.integers(0, 256, (*shape, 3), np.uint8), generator.random(shape) < 0.5
+    assert len(drawing.outlined(noise, mask, ~mask)) <= 512 << 10
+
+
+def test_nothing_is_shown_of_answers_that_are_no_probabilities(worlds):
+    with pytest.raises(MineruaError, match="of 1 images 1 have answers that are no probabilities"):
+        task(worlds).exhibit(lambda images: np.full((1, 24, 24), 2.0), task(worlds).items()[:1])
 
 
 # ── overlays ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minerua.errors import ConfigError, MineruaError
+from minerua.errors import ConfigError
+from minerua.settings import Settings as Told
 from minerua.values import Change, ModelSpec, RunContext
 from minerua_transformers.activations import activations
 from minerua_transformers.answers import Desk
@@ -42,14 +44,22 @@ def configure(settings: Mapping[str, Any], context: RunContext) -> ModelSpec:
     Raises:
         ConfigError: With every fault of the settings and of what they name.
     """
-    chosen, reader = read_settings(settings, context.folder)
-    try:
-        described = describe(chosen.path, chosen.tokenizer, base=context.base, folder=context.folder)
-        Prompts(described.tokenizer, chosen)
-    except MineruaError as error:
-        reader.faults += error.faults or [error.message]
-    reader.check()
+    told = Told("the model 'causal-lm'", settings, context.folder)
+    chosen = read_settings(told)
+    described: Any = told.made(lambda: checked(chosen, context.base, context.folder), None)
+    told.done()
     return spec(described, chosen)
+
+
+def checked(settings: Settings, base: Path | None, folder: Path) -> Described:
+    """Returns configuration and tokenizer, once prompts can be made with them.
+
+    Raises:
+        ConfigError: With every fault of the files.
+    """
+    described = describe(settings.path, settings.tokenizer, base=base, folder=folder)
+    Prompts(described.tokenizer, settings)
+    return described
 
 
 def spec(described: Described, settings: Settings) -> ModelSpec:

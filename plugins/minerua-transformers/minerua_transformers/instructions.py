@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from minerua.errors import ConfigError, MineruaError
+from minerua.errors import ConfigError
+from minerua.settings import Settings as Told
 from minerua.values import Skill, SkillContext
 from minerua_transformers.folders import read_tokenizer, resolve
 from minerua_transformers.learning import IGNORED
 from minerua_transformers.prompts import Conversation, Prompts, checked_messages
-from minerua_transformers.reading import Reader
 from minerua_transformers.settings import CHATS, Settings
 
 LISTED = 50
@@ -39,22 +39,19 @@ def instruction_data(settings: Mapping[str, Any], context: SkillContext) -> Skil
     Raises:
         ConfigError: With every fault of the settings and of the file.
     """
-    known = ("file", "tokenizer", "chat", "system", "length")
-    reader = Reader("instruction-data", settings, known, context.folder)
-    for name in ("file", "tokenizer"):
-        if name not in settings:
-            reader.faults.append(f"{name} is not given, and nothing can be made without it")
-    path, named = reader.path("file"), reader.text("tokenizer")
-    chosen = Settings(chat=reader.choice("chat", CHATS), system=reader.text("system"))
-    length = reader.count("length", None, least=2)
-    examples, made, prompts = [], None, None
-    try:
-        examples = list(read_examples(path, reader.faults)) if path is not None else []
-        made = read_tokenizer(resolve(named, context.folder, "tokenizer")) if named else None
-        prompts = Prompts(made, chosen) if made is not None else None
-    except MineruaError as error:
-        reader.faults += error.faults or [error.message]
-    reader.check()
+    told = Told("the skill 'instruction-data'", settings, context.folder)
+    path, named = told.file("file", what="a JSONL file"), told.text("tokenizer", what="a folder, or a name of the hub")
+    chosen = Settings(chat=told.choice("chat", CHATS, "auto"), system=told.text("system", None))
+    length = told.whole("length", None, least=2)
+    faults: list[str] = []
+    examples = list(read_examples(path, faults)) if told.has("file") else []
+    told.fault(*faults)
+    made, prompts = None, None
+    if told.has("tokenizer"):
+        made = told.made(lambda: read_tokenizer(resolve(named, context.folder, "tokenizer")), None)
+    if made is not None:
+        prompts = told.made(lambda: Prompts(made, chosen), None)
+    told.done()
     return Skill(
         name="instruction-data",
         call=partial(dataset, examples, made, prompts, length),

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minerua.settings import Settings
 from minerua_transformers.folders import read_config, resolve
 from minerua_transformers.loading import class_of, quiet
-from minerua_transformers.reading import Reader
 from minerua_transformers.settings import DTYPES
 
 if TYPE_CHECKING:
@@ -35,13 +35,12 @@ def module(**settings: Any) -> Any:
     """
     import torch
 
-    reader = Reader("causal-lm", settings, ("path", "dtype", "gradient_checkpointing"), Path())
-    path, dtype = reader.text("path"), reader.choice("dtype", ("float32", *DTYPES[2:]))
-    checkpointing = reader.flag("gradient_checkpointing", default=False)
-    if path is None:
-        reader.faults.append("path: missing; name a folder with the base's config.json")
-    reader.check()
-    made = fresh(read_config(resolve(str(path), Path(), "path")), getattr(torch, dtype))
+    told = Settings("the module of the model 'causal-lm'", settings, Path())
+    path = told.text("path", what="a folder with the base's config.json, or a name of the hub")
+    dtype = told.choice("dtype", ("float32", *DTYPES[2:]), "float32")
+    checkpointing = told.flag("gradient_checkpointing", False)
+    told.done()
+    made = fresh(read_config(resolve(path, Path(), "path")), getattr(torch, dtype))
     if checkpointing:
         made.activation_checkpointing_enable({"use_reentrant": False})
     return made

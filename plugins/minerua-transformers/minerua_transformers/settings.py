@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
-from minerua_transformers.reading import Reader
+from minerua.settings import Settings as Told
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CHATS = ("auto", "template", "plain")
@@ -60,41 +57,28 @@ SPEED = ("batch_size", "threads", "device")
 """Settings that change how fast answers come, and nothing else but the last bits of a sum."""
 
 
-def read_settings(settings: Mapping[str, Any], folder: Path, *, also: tuple[str, ...] = ()) -> tuple[Settings, Reader]:
-    """Reads settings of a language model.
-
-    Args:
-        settings: As a file has them.
-        folder: Where relative paths begin.
-        also: Names of settings that somebody else reads.
-
-    Returns:
-        The settings, with defaults for what is missing or wrong, and the reader, which holds the faults.
-    """
-    reader = Reader("causal-lm" if not also else "language-model", settings, (*SETTINGS, *also), folder)
-    device = reader.text("device") or "auto"
+def read_settings(told: Told) -> Settings:
+    """Returns the settings of a language model, with defaults for what is missing or wrong; faults stay in `told`."""
+    device = told.text("device", "auto")
     fault = device_fault(device)
     if fault:
-        reader.faults.append(fault)
-    return (
-        Settings(
-            path=reader.text("path"),
-            tokenizer=reader.text("tokenizer"),
-            max_new_tokens=reader.count("max_new_tokens", 256) or 256,
-            batch_size=reader.count("batch_size", None),
-            threads=reader.count("threads", None),
-            device=device,
-            dtype=reader.choice("dtype", DTYPES),
-            chat=reader.choice("chat", CHATS),
-            system=reader.text("system"),
-            temperature=reader.number("temperature", 0.0, least=0.0),
-            top_p=reader.number("top_p", 1.0, least=1e-6, most=1.0),
-            top_k=reader.count("top_k", 0, least=0) or 0,
-            seed=reader.count("seed", 0, least=0) or 0,
-            stop=reader.texts("stop"),
-            context=reader.count("context", None, least=2),
-        ),
-        reader,
+        told.fault(fault)
+    return Settings(
+        path=told.text("path", None),
+        tokenizer=told.text("tokenizer", None),
+        max_new_tokens=told.whole("max_new_tokens", 256),
+        batch_size=told.whole("batch_size", None),
+        threads=told.whole("threads", None),
+        device=device,
+        dtype=told.choice("dtype", DTYPES, "auto"),
+        chat=told.choice("chat", CHATS, "auto"),
+        system=told.text("system", None),
+        temperature=told.number("temperature", 0.0, least=0),
+        top_p=told.number("top_p", 1.0, least=1e-6, most=1),
+        top_k=told.whole("top_k", 0, least=0),
+        seed=told.whole("seed", 0, least=0),
+        stop=told.texts("stop", ()),
+        context=told.whole("context", None, least=2),
     )
 
 

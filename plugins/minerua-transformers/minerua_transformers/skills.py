@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minerua.errors import MineruaError
+from minerua.settings import Settings as Told
 from minerua.values import Setup, Skill, SkillContext
-from minerua_transformers.family import build, version
-from minerua_transformers.folders import Described, describe, digest, read_tokenizer, resolve
-from minerua_transformers.prompts import Prompts
-from minerua_transformers.reading import Reader
+from minerua_transformers.family import build, checked, version
+from minerua_transformers.folders import Described, digest, read_tokenizer, resolve
 from minerua_transformers.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -41,17 +39,19 @@ def language_model(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     Raises:
         ConfigError: With every fault of the settings and of what they name.
     """
-    chosen, reader = read_settings(settings, context.folder, also=("base", *SOURCES))
-    paths = {name: reader.path(name) for name in ("base", *SOURCES)}
-    given = [name for name in SOURCES if name in settings]
-    if len(given) > 1 or not (given or "base" in settings):
-        reader.faults.append(f"one of {', '.join(SOURCES)}, or a base alone, is needed; found {' and '.join(given)}")
-    if "adapter" in settings and "base" not in settings:
-        reader.faults.append("base: missing; a LoRA adapter changes the weights of its base")
-    described = _attempt(lambda: _described(chosen, paths, context.folder), reader)
-    reader.check()
-    weights = _attempt(lambda: _weights(paths), reader)
-    reader.check()
+    told = Told("the skill 'language-model'", settings, context.folder)
+    chosen = read_settings(told)
+    paths = {name: told.existing(name, None) for name in ("base", *SOURCES)}
+    given = [name for name in SOURCES if settings.get(name) is not None]
+    has_base = settings.get("base") is not None
+    if len(given) > 1 or not (given or has_base):
+        told.fault(f"one of {', '.join(SOURCES)}, or a base alone, is needed; found {' and '.join(given)}")
+    if "adapter" in given and not has_base:
+        told.fault("base is missing; a LoRA adapter changes the weights of its base")
+    described: Any = told.made(lambda: checked(chosen, paths["base"] or paths["checkpoint"], context.folder), None)
+    told.done()
+    weights: Any = told.made(lambda: _weights(paths), None)
+    told.done()
     return _skill(described, chosen, weights)
 
 
@@ -68,16 +68,14 @@ def tokenizer(settings: Mapping[str, Any], context: SkillContext) -> Skill:
     Raises:
         ConfigError: With every fault of the settings and of what they name.
     """
-    reader = Reader("hf-tokenizer", settings, ("path", "end", "special"), context.folder)
-    path = reader.text("path")
-    end, special = reader.flag("end", default=True), reader.flag("special", default=True)
-    if path is None:
-        reader.faults.append("path is missing; name a folder with a tokenizer")
-    folder = _attempt(lambda: resolve(str(path), context.folder, "path"), reader) if path else None
-    made = _attempt(lambda: read_tokenizer(folder), reader) if folder else None
+    told = Told("the skill 'hf-tokenizer'", settings, context.folder)
+    path = told.text("path", what="a folder with a tokenizer, or a name of the hub")
+    end, special = told.flag("end", True), told.flag("special", True)
+    folder = told.made(lambda: resolve(path, context.folder, "path"), None) if told.has("path") else None
+    made = None if folder is None else told.made(lambda: read_tokenizer(folder), None)
     if made is not None and end and made.eos_token_id is None:
-        reader.faults.append("end: the tokenizer has no token that ends a text; set it to false")
-    reader.check()
+        told.fault("end: the tokenizer has no token that ends a text; set it to false")
+    told.done()
     return Skill(
         name="hf-tokenizer",
         call=partial(_ids, made, end, special),
@@ -129,12 +127,6 @@ def _weights(paths: Mapping[str, Path | None]) -> _Weights:
     return _Weights(open_checkpoint(source))
 
 
-def _described(settings: Settings, paths: Mapping[str, Path | None], folder: Path) -> Described:
-    described = describe(settings.path, settings.tokenizer, base=paths["base"] or paths["checkpoint"], folder=folder)
-    Prompts(described.tokenizer, settings)
-    return described
-
-
 def _skill(described: Described, settings: Settings, weights: _Weights) -> Skill:
     return Skill(
         name="language-model",
@@ -163,12 +155,3 @@ def _load(described: Described, settings: Settings, weights: _Weights, setup: Se
         return {"answer": said}
 
     return answer
-
-
-def _attempt(step: Callable[[], Any], reader: Reader) -> Any:
-    """Returns what a step returns, or `None` and keeps what was wrong."""
-    try:
-        return step()
-    except MineruaError as error:
-        reader.faults += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
-        return None

@@ -21,11 +21,12 @@ from minerua_transformers.ways import as_rows
 from small_language_models import ENDS, TEMPLATE, WORDS, random_changes, save_tokenizer, spec_of, tensors_of
 
 from minerua.errors import CheckpointError, ConfigError
+from minerua.settings import Settings as Told
 from minerua.values import RunContext
 
 
 def faults_of(settings, context):
-    with pytest.raises(ConfigError, match="the settings of 'causal-lm' cannot be used") as error:
+    with pytest.raises(ConfigError, match="the settings of the model 'causal-lm' cannot be used") as error:
         configure(settings, context)
     return "\n".join(error.value.faults)
 
@@ -171,7 +172,7 @@ def test_the_version_changes_with_what_answers_depend_on_alone(folders):
 def test_the_readme_has_every_setting(request):
     text = (request.path.parent.parent / "README.md").read_text("utf-8")
     assert [name for name in SETTINGS if f"`{name}`" not in text] == []
-    assert read_settings({}, request.path.parent)[0] == Settings()
+    assert read_settings(Told("the model 'causal-lm'", {}, request.path.parent)) == Settings()
 
 
 # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,7 @@ def made(name, folder, **settings):
 
 
 def refused(name, folder, **settings):
-    with pytest.raises(ConfigError, match=f"the settings of '{name}' cannot be used") as error:
+    with pytest.raises(ConfigError, match=f"the settings of the skill '{name}' cannot be used") as error:
         made(name, folder, **settings)
     return "\n".join(error.value.faults)
 
@@ -55,10 +55,10 @@ def test_the_module_has_the_names_of_the_file_and_returns_logits(folders, kind):
 
 
 def test_settings_of_the_module_are_checked():
-    with pytest.raises(ConfigError, match="the settings of 'causal-lm'") as error:
+    with pytest.raises(ConfigError, match="the settings of the module of the model 'causal-lm'") as error:
         FAMILY.module(pth="x", gradient_checkpointing=1)
     said = "\n".join(error.value.faults)
-    assert "path: missing; name a folder with the base's config.json" in said
+    assert "path is missing; expected a folder with the base's config.json" in said
     assert "gradient_checkpointing is 1; expected true or false" in said
 
 
@@ -146,7 +146,9 @@ def test_lines_that_are_no_examples_are_told_with_their_numbers(tmp_path):
     assert "a.jsonl cannot be read: 'utf-8'" in refused("instruction-data", tmp_path, file="a.jsonl", tokenizer="t")
     (tmp_path / "a.jsonl").write_text("7\n" * 60)
     assert "and 10 lines more" in refused("instruction-data", tmp_path, file="a.jsonl", tokenizer="t")
-    assert "file is not given, and nothing can be made without it" in refused("instruction-data", tmp_path)
+    said = refused("instruction-data", tmp_path)
+    assert "file is missing; expected a JSONL file" in said
+    assert "tokenizer is missing; expected a folder, or a name of the hub" in said
 
 
 # ── the skills ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +159,7 @@ def test_the_tokenizer_makes_ids_and_ends_them(tmp_path):
     one, three = WORDS.index("w1"), WORDS.index("w3")
     assert made("hf-tokenizer", tmp_path, path="t").call(text="w1 w3") == {"ids": [one, three, 1]}
     assert made("hf-tokenizer", tmp_path, path="t", end=False).call(text="w1 w3") == {"ids": [one, three]}
-    assert "path is missing; name a folder with a tokenizer" in refused("hf-tokenizer", tmp_path)
+    assert "path is missing; expected a folder with a tokenizer" in refused("hf-tokenizer", tmp_path)
     settings = tmp_path / "t" / "tokenizer_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": None}))
     assert "end: the tokenizer has no token that ends a text" in refused("hf-tokenizer", tmp_path, path="t")
@@ -179,7 +181,7 @@ def test_settings_that_name_no_weights_are_refused(folders, tmp_path):
     home = folders["llama"].parent
     said = refused("language-model", home, checkpoint="llama", run="llama")
     assert "or a base alone, is needed; found checkpoint and run" in said
-    assert "base: missing; a LoRA adapter changes" in refused("language-model", home, adapter="llama", path="llama")
+    assert "base is missing; a LoRA adapter changes" in refused("language-model", home, adapter="llama", path="llama")
     assert "nowhere does not exist" in refused("language-model", home, base="nowhere")
-    assert "is no possible path" in refused("language-model", home, base="a" * 5000)
+    assert "nothing can be there: " in refused("language-model", home, base="a" * 5000)
     assert "best.safetensors" in refused("language-model", home, run="llama", base="llama")

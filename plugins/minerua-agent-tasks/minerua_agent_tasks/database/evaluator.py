@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from minerua.errors import ConfigError
-from minerua.values import EvaluatorSpec, RunContext
+from minerua.settings import Settings
+from minerua.values import EvaluatorSpec, Exhibit, RunContext
 
 from ..asking import UNANSWERED, Conversation, answers, continued
 from ..sandbox import Limits, Sandbox
-from ..settings import Settings
+from ..settings import read_limits, read_report, read_sandbox
+from ..showing import shown
 from ..verdict import Verdict
 from .comparing import is_agentbench_answer, is_same_rows
 from .dialogue import Move, move_in, opening, reply, sql_in, template
@@ -45,6 +47,7 @@ class _Dialogue:
     item: DatabaseItem
     conversation: Conversation
     statements: list[str] = field(default_factory=list)
+    last: str | None = None  # what the model said last, as long as it was not answered
     answer: _Rows | None = None
     end: str = ""  # why it is over; "" as long as it is not
 
@@ -93,17 +96,23 @@ def database_evaluator(
     begun = {id: opening(asked(item), system, turns=turns, kind=kind) for id, item in items.items()}
     expected = _all_expected(list(items.values()), made, workers, path)
 
-    def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
-        del seed  # nothing here is left to chance
+    def judged(models: Sequence[Any], ids: Sequence[Sequence[str]]) -> list[tuple[_Dialogue, Verdict]]:
         dialogues = [[_Dialogue(items[id], begun[id]) for id in some] for some in ids]
         every = [dialogue for some in dialogues for dialogue in some]
         _take_turns(models, dialogues, made, turns=turns, workers=workers)
-        verdicts = _verdicts(every, expected, made, workers, is_only=turns == 1)
-        for dialogue, verdict in zip(every, verdicts, strict=True):
+        return list(zip(every, _verdicts(every, expected, made, workers, is_only=turns == 1), strict=True))
+
+    def evaluate_many(models: Sequence[Any], ids: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
+        del seed  # nothing here is left to chance
+        found = judged(models, ids)
+        for dialogue, verdict in found:
             if report is not None:
                 report(dialogue.item.id, verdict)
-        left = iter(verdicts)
-        return [[next(left).outcome for _ in some] for some in ids]
+        left = iter(found)
+        return [[next(left)[1].outcome for _ in some] for some in ids]
+
+    def exhibit(model: Any, ids: Sequence[str]) -> list[Exhibit]:
+        return [shown(one.item.id, one.conversation, one.last, verdict) for one, verdict in judged([model], [ids])]
 
     told = [_VERSION, asdict(limits), turns, kind, list(begun.values()), [asdict(item) for item in items.values()]]
     return EvaluatorSpec(
@@ -113,6 +122,7 @@ def database_evaluator(
         evaluate_many=evaluate_many,
         inputs=lambda ids: [begun[id] for id in ids],
         version=hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
+        exhibit=exhibit,
     )
 
 
@@ -182,13 +192,14 @@ def _take_turns(
         results = engine.run([Job(one.item, tuple(one.statements)) for one, _ in operating], workers)
         for (dialogue, text), result in zip(operating, results, strict=True):
             output = result.outputs[-1] if result.outputs else Output(error=result.ended or result.fault)
-            dialogue.conversation = continued(dialogue.conversation, text, reply(output))
+            dialogue.conversation, dialogue.last = continued(dialogue.conversation, text, reply(output)), None
 
 
 def _read(dialogue: _Dialogue, text: str | None, *, is_last: bool, is_only: bool) -> None:
     if text is None:
         dialogue.end = UNANSWERED
         return
+    dialogue.last = text
     move = Move(sql=sql_in(text)) if is_only else move_in(text)
     if move is None:
         dialogue.end = "an answer was neither an operation with a block of SQL nor a final answer"
@@ -271,14 +282,12 @@ def configure_database(settings: Mapping[str, Any], context: RunContext) -> Eval
     Raises:
         ConfigError: Settings, items, the machine or the server are not as they should be; all faults.
     """
-    told = Settings("database", settings, context)
-    path, turns = told.path("path"), told.get("turns", int, 1)
-    if turns < 1:
-        told.faults.append(f"turns is {turns}; a model writes at least once")
-    prompt, system = told.optional("prompt", str), told.optional("system", str)
-    limits, report, url = told.limits(LIMITS), told.report(), told.optional("url", str)
+    told = Settings("the evaluator 'database'", settings, context.folder)
+    path, turns = told.path("path", what="a file"), told.whole("turns", 1)
+    prompt, system = told.text("prompt", None), told.text("system", None)
+    limits, report, url = read_limits(told, LIMITS), read_report(told), told.text("url", None)
     told.made(lambda: template(prompt), None)
-    if path != context.folder:
+    if told.has("path"):
         told.made(lambda: read_database_items(path), None)
     engine, kind = _engine(told, url, limits)
     told.done()
@@ -297,11 +306,11 @@ def configure_database(settings: Mapping[str, Any], context: RunContext) -> Eval
 
 def _engine(told: Settings, url: str | None, limits: Limits) -> tuple[Engine | None, str]:
     if url is None:
-        sandbox = told.sandbox()
+        sandbox = read_sandbox(told)
         return (SqliteEngine(sandbox, limits) if sandbox else None), "SQLite"
     from .servers import ServerEngine  # SQLAlchemy is looked for only here
 
-    if told.optional("sandbox", str):
-        told.faults.append("sandbox is for SQLite, which runs without url; on a server SQL has the rights of its user")
+    if told.value("sandbox", None) is not None:
+        told.fault("sandbox is for SQLite, which runs without url; on a server SQL has the rights of its user")
     engine = told.made(lambda: ServerEngine(url, seconds=limits.seconds), None)
     return engine, engine.kind if engine else ""

@@ -59,6 +59,8 @@ class Dialogue:
         self.item, self._rules = item, rules
         self.conversation: Conversation = rules.first(item)
         self.verdict: Verdict | None = None
+        self.last: str | None = None
+        """What the model said last, once there is a verdict; what it said before stands in the conversation."""
         self._room = Room(item, conditions)
         self._known = Memory() if known is None else known
         self._said: list[str] = []
@@ -85,6 +87,7 @@ class Dialogue:
         elif act.kind == "command" and not _fault(act.text):
             self._behind.append(act.text)
         if isinstance(result, Verdict):
+            self.last = text
             self._end(result)
         else:
             self.conversation = continued(self.conversation, text, result)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from minerua.errors import ConfigError
-from minerua.values import EvaluatorSpec, RunContext
+from minerua.settings import Settings
+from minerua.values import EvaluatorSpec, Exhibit, RunContext
 
 from ..asking import Conversation, answers
 from ..remembering import Memory
 from ..sandbox import Limits, SandboxError
-from ..settings import Settings
+from ..settings import read_limits, read_report, read_sandbox
+from ..showing import shown
 from ..verdict import Verdict
 from .dialogue import Dialogue, Rules
 from .formats import FORMATS
@@ -45,32 +47,22 @@ def configure_operating_system(settings: Mapping[str, Any], context: RunContext)
     Raises:
         ConfigError: Settings, items or the machine are not as they should be; all faults.
     """
-    told = Settings("operating-system", settings, context)
-    path, scripts = told.path("path"), told.path("scripts", required=False)
-    format = FORMATS.get(told.choice("format", list(FORMATS), "plain"), FORMATS["plain"])
-    turns, prompt = told.get("turns", int, 5), told.get("prompt", str, format.instructions)
-    rules = Rules(format, turns, prompt, told.optional("system", str))
-    limits, seconds = told.limits(LIMITS), told.get("command_seconds", float, COMMAND_SECONDS)
-    shell, verify, report = told.get("shell", str, "bash"), told.get("verify", bool, True), told.report()
-    told.faults += _rule_faults(rules, seconds)
-    sandbox = told.sandbox()
-    items = []
-    if path != context.folder:
-        items = told.made(lambda: read_items(path, scripts=scripts if settings.get("scripts") else None), [])
+    told = Settings("the evaluator 'operating-system'", settings, context.folder)
+    path, scripts = told.path("path", what="a file"), told.path("scripts", None)
+    format = FORMATS[told.choice("format", list(FORMATS), "plain")]
+    turns, prompt = told.whole("turns", 5), told.text("prompt", format.instructions)
+    rules = Rules(format, turns, prompt, told.text("system", None))
+    limits, seconds = read_limits(told, LIMITS), told.number("command_seconds", COMMAND_SECONDS, above=0)
+    shell, verify, report = told.text("shell", "bash"), told.flag("verify", True), read_report(told)
+    if "{prompt}" not in prompt:
+        told.fault(f"the prompt {prompt!r:.60} has no {{prompt}} in it, where the task's own is put")
+    sandbox = read_sandbox(told)
+    items = told.made(lambda: read_items(path, scripts=scripts), []) if told.has("path") else []
     if sandbox is not None and not told.faults:
-        conditions = Conditions(sandbox, shell, limits, float(seconds))
-        told.faults += _verified(items if verify else [], conditions, context.workers)
+        conditions = Conditions(sandbox, shell, limits, seconds)
+        told.fault(*_verified(items if verify else [], conditions, context.workers))
     told.done()
     return operating_system_evaluator(items, rules, conditions, workers=max(1, context.workers), report=report)
-
-
-def _rule_faults(rules: Rules, seconds: float) -> Iterator[str]:
-    if rules.turns < 1:
-        yield f"turns is {rules.turns}; it is at least 1, which asks once"
-    if "{prompt}" not in rules.prompt:
-        yield f"the prompt {rules.prompt!r:.60} has no {{prompt}} in it, where the task's own is put"
-    if not seconds > 0:
-        yield f"command_seconds is {seconds}; it is above 0"
 
 
 def operating_system_evaluator(
@@ -109,6 +101,12 @@ def operating_system_evaluator(
                     report(id, verdict)
         return [[verdict.outcome for verdict in found] for found in verdicts]
 
+    def exhibit(model: Any, ids: Sequence[str]) -> list[Exhibit]:
+        dialogues = [Dialogue(by_id[id], rules, conditions, known) for id in ids]
+        (verdicts,) = _played([model], [dialogues], workers)
+        pairs = zip(dialogues, verdicts, strict=True)
+        return [shown(one.item.id, one.conversation, one.last, verdict) for one, verdict in pairs]
+
     def inputs(ids: Sequence[str]) -> list[Conversation]:
         return [rules.first(by_id[id]) for id in ids]
 
@@ -119,6 +117,7 @@ def operating_system_evaluator(
         evaluate_many=evaluate_many,
         inputs=inputs,
         version=_version(items, rules, conditions),
+        exhibit=exhibit,
     )
 
 
