@@ -9,7 +9,8 @@ searches take the best on search.
 
 Forgetting: the mean loss per token on plain sentences that nobody has learned from, divided by the base's.
 
-    pytest benchmarks/bench_agent_skills.py -s            # 5 seeds, about an hour on two cores
+    pytest benchmarks/bench_agent_skills.py -s            # 5 seeds, some hours on two cores
+    pytest benchmarks/bench_agent_skills.py -s --keep benchmarks/results    # goes on where an earlier run was stopped
     pytest benchmarks/bench_agent_skills.py -s --smoke    # one seed, few evaluations: that it runs
 """
 
@@ -45,7 +46,7 @@ from minerua.run.train import execute_training
 from minerua.values import Genome, Scores
 from minerua.weights import apply, dense, materialise, open_checkpoint
 
-from .rivals import Accuracy, Search, cma_es, interval, nsga2, table, text
+from .rivals import Accuracy, Search, cma_es, interval, nsga2, table, taken_over, text
 
 SEEDS = 5
 EVALUATIONS = 120
@@ -239,11 +240,21 @@ def make_world(folder: Path, registry: Registry, *, seed: int, smoke: bool) -> P
     return run_file
 
 
-def rows_of_seed(seed: int, *, smoke: bool) -> tuple[Rows, dict[str, float]]:
+def rows_of_seed(seed: int, *, smoke: bool, keep: Path | None) -> tuple[Rows, dict[str, float]]:
     """Returns every row's test accuracy per task, and what each model has forgotten, for one seed."""
+    evaluations = 24 if smoke else EVALUATIONS
+    made = taken_over(
+        keep,
+        f"agent-skills-{evaluations}-evaluations-seed-{seed}",
+        lambda: dict(zip(("rows", "forgotten"), measured(seed, evaluations, smoke=smoke), strict=True)),
+    )
+    return {name: tuple(row) for name, row in made["rows"].items()}, made["forgotten"]
+
+
+def measured(seed: int, evaluations: int, *, smoke: bool) -> tuple[Rows, dict[str, float]]:
+    """Measures one seed, in a world of its own."""
     torch.set_num_threads(1)
     registry = Registry.load()
-    evaluations = 24 if smoke else EVALUATIONS
     with tempfile.TemporaryDirectory() as folder:
         world = World(make_world(Path(folder) / "run", registry, seed=seed, smoke=smoke), registry)
         rows, forgotten = plain_rows(world, tuned_on_all(world, seed))
@@ -277,12 +288,12 @@ def forgetting(found: Sequence[Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def test_ours_is_ahead_of_every_merge(benchmark, smoke):
+def test_ours_is_ahead_of_every_merge(benchmark, smoke, keep):
     seeds = [0] if smoke else list(range(SEEDS))
 
     def compare() -> list[tuple[Rows, dict[str, float]]]:
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            return list(pool.map(partial(rows_of_seed, smoke=smoke), seeds))
+            return list(pool.map(partial(rows_of_seed, smoke=smoke, keep=keep), seeds))
 
     found = benchmark.pedantic(compare, rounds=1)
     benchmark.extra_info["accuracy per seed"] = [rows for rows, _ in found]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import cma
 import numpy as np
 import scipy.stats
+
+from minerua.weights import write_bytes
 
 CHOICES = 20
 Accuracy = tuple[float, ...]  # one per task
@@ -23,6 +27,23 @@ class World(Protocol):
 
     def prefetch(self, models: Sequence[Any], split: str) -> None:
         """Scores several models at once, where that is faster."""
+
+
+def taken_over(folder: Path | None, name: str, make: Callable[[], Any]) -> Any:
+    """Returns what an earlier run has written down, or makes it and writes it down; values of JSON.
+
+    Args:
+        folder: Where; `None`: it is made, and not written down.
+        name: The file's name, without its end; says all that the value depends on.
+        make: Makes it.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{name}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(make(), indent=1, default=float).encode() + b"\n")
+    return json.loads(path.read_bytes())
 
 
 @dataclass
