@@ -155,7 +155,8 @@ def test_pairs_and_all_four(tmp_path, smoke, capsys):
         pairs = [merged(pair_file(run_file, names, smoke=smoke)) for names in combinations(WORLDS, 2)]
         seeds.append((merged(run_file), pairs))
         for one in (seeds[-1][0], *pairs):
-            assert all(0 <= score < 2 for score in one.best + one.mean), one
+            assert all(0 < score < 2 for score in one.best), one
+            assert all(0 <= score < 2 for score in one.mean), one  # a plain mean may outline nothing at all
             assert all(0 < alike <= 1 for alike in one.alike.values()), one
     with capsys.disabled():
         print(f"\n{table(seeds)}")
