@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -25,7 +26,7 @@ from minerua_agent_tasks.sandbox import (
     filter,
     orders,
 )
-from minerua_agent_tasks.sandbox.inside import launcher, room
+from minerua_agent_tasks.sandbox.inside import launcher, reports, room
 
 from minerua.errors import ConfigError, MineruaError
 
@@ -344,6 +345,22 @@ def test_the_first_process_imports_nothing_of_minerua_and_little_else(sandbox):
     words = [sys.executable, "-I", "-S", "-c", script, orders.FOLDER]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert not {"minerua", "typing", "json", "re", "enum", "contextlib"} & set(done.stdout.split())
+
+
+def test_a_report_is_a_line_of_json_whatever_is_in_it():
+    fields = {
+        "fault": 'a "quote" \\ and\n\t\x00\x7f ä € 🐍 \udc80',
+        "limit": None,
+        "code": -1,
+        "cut": True,
+        "whole": False,
+    }
+    fields |= {"seconds": 1e-05, "peak_bytes": 2**40}
+    line = reports.line(fields)
+    assert line.isascii()
+    assert line.index(b"\n") == len(line) - 1
+    assert json.loads(line) == fields
+    assert [type(value) for value in json.loads(line).values()] == [type(value) for value in fields.values()]
 
 
 def test_a_first_process_that_says_nothing_is_an_error(sandbox, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import marshal
 import os
 import selectors
@@ -138,7 +138,7 @@ class Launch:
             _drain(stream)
 
     def _is_over(self, process: subprocess.Popen[bytes], status: _Stream, deadline: float) -> bool:
-        return b"'seconds'" in status.kept or process.poll() is not None or time.monotonic() > deadline
+        return b'"seconds"' in status.kept or process.poll() is not None or time.monotonic() > deadline
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Leaves no process: asks first, then kills; what is below dies with it."""
@@ -153,7 +153,7 @@ class Launch:
     def _outcome(self, out: _Stream, err: _Stream, status: _Stream) -> Outcome:
         while status.read() and not status.kept.endswith(b"\n"):
             time.sleep(0.001)
-        reports = [ast.literal_eval(line.decode()) for line in bytes(status.kept).splitlines()]
+        reports = [json.loads(line) for line in bytes(status.kept).splitlines()]
         fault = next((report for report in reports if "fault" in report), None)
         if fault:
             raise SandboxError(f"the program was not started. {fault['fault']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import marshal
 import math
 import shutil
@@ -110,7 +110,7 @@ class Session:
             try:
                 self._asking.sendall(len(told).to_bytes(4, "little") + told)
             except OSError as error:
-                raise self._lost(str(error)) from error
+                raise self._lost(error) from error
             fields, out, err = self._answer(allowed + _GRACE_SECONDS)
         return Outcome(stdout=out, stderr=err, **fields)
 
@@ -119,7 +119,7 @@ class Session:
     def _answer(self, seconds: float) -> tuple[dict[str, Any], bytes, bytes]:
         deadline = time.monotonic() + seconds
         head = bytes(self._until(b"\n", deadline))
-        fields: dict[str, Any] = ast.literal_eval(head.decode())
+        fields: dict[str, Any] = json.loads(head)
         if "fault" in fields:
             raise self._lost(fields["fault"])
         out, err = fields.pop("out"), fields.pop("err")
@@ -142,14 +142,16 @@ class Session:
         try:
             chunk = self._asking.recv(1 << 16)
         except OSError as error:
-            raise self._lost(str(error)) from error
+            raise self._lost(error) from error
         if not chunk:
-            raise self._lost("its first process is gone")
+            raise self._lost(ConnectionResetError())
         self._read += chunk
 
-    def _lost(self, why: str) -> SandboxError:
+    def _lost(self, why: str | OSError) -> SandboxError:
         was_closed = self._is_closed
         self._end()
+        if isinstance(why, ConnectionError):  # which of them, and whether any, depends on who was faster
+            why = "its first process is gone"
         return SandboxError("the session was closed" if was_closed else f"the session has failed: {why}")
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────

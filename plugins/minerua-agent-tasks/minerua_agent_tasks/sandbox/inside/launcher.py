@@ -10,7 +10,7 @@ import marshal
 import os
 import sys
 
-from . import files, kernel, walls, watch
+from . import files, kernel, reports, walls, watch
 
 TYPE_CHECKING = False  # typing's own takes longer to import than all the rest
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Run:
         self.step = "start"
 
     def report(self, **fields: Any) -> None:
-        """Writes the report: one line, a dictionary as Python writes it."""
-        os.write(self.status, repr(fields).encode() + b"\n")
+        """Writes the report: one line of JSON."""
+        os.write(self.status, reports.line(fields))
 
     def failed(self, error: Exception) -> None:
         """Reports that something could not be done, and what."""

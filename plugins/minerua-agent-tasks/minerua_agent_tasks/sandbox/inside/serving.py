@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from . import walls, watch
+from . import reports, walls, watch
 from .watch import suppress
 
 TYPE_CHECKING = False  # typing's own takes longer to import than all the rest
@@ -189,7 +189,7 @@ class Serving:
         return bytes(read)
 
     def _send(self, fields: dict[str, Any], out: bytes, err: bytes) -> None:
-        left = memoryview(repr({**fields, "out": len(out), "err": len(err)}).encode() + b"\n" + out + err)
+        left = memoryview(reports.line({**fields, "out": len(out), "err": len(err)}) + out + err)
         while left:
             left = left[os.write(self.control, left) :]
 
