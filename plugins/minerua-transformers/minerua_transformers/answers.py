@@ -61,7 +61,8 @@ class Desk:
         self, children: Sequence[int], conversations: Sequence[Sequence[Conversation]]
     ) -> list[list[str | None]]:
         """Returns each child's answers to its conversations, in order; `None` to one that is too long."""
-        asked = [self._rows(child, said) for child, said in zip(children, conversations, strict=True)]
+        known: dict[str, list[int]] = {}  # mostly all children are asked the same
+        asked = [self._rows(child, said, known) for child, said in zip(children, conversations, strict=True)]
         rows = [row for row in _by_item(asked) if row.budget > 0]
 
         def work(batch: list[Row], assign: Callable[[Sequence[int]], None]) -> None:
@@ -92,10 +93,10 @@ class Desk:
         self._run(rows, [len(row.ids) for row in rows], work, most_ids=self._most_scored_ids())
         return [[None if row is None else row.result for row in some] for some in asked]
 
-    def _rows(self, child: int, conversations: Sequence[Conversation]) -> list[Row]:
+    def _rows(self, child: int, conversations: Sequence[Conversation], known: dict[str, list[int]]) -> list[Row]:
         if isinstance(conversations, str | Mapping):
             raise TypeError(f"conversations are a sequence of texts or lists of messages; found {conversations!r:.120}")
-        prompts = [self.prompts.ids(one) for one in conversations]
+        prompts = [self._ids(one, known) for one in conversations]
         longest = self.settings.max_new_tokens
         numbers = draws(prompts, self.settings.seed, longest) if self.settings.temperature else None
         rows = []
@@ -105,6 +106,12 @@ class Desk:
                 row.numbers = numbers[k]
             rows.append(row)
         return rows
+
+    def _ids(self, conversation: Conversation, known: dict[str, list[int]]) -> list[int]:
+        key = repr(conversation)
+        if key not in known:
+            known[key] = self.prompts.ids(conversation)
+        return known[key]
 
     def _most_scored_ids(self) -> int:
         """Returns how many ids may be scored at a time: each needs a row of logits."""

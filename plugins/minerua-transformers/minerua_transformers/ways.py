@@ -210,14 +210,12 @@ def _scaled(module: Any, stack: Stack) -> Way:
 
 
 def _with_weight(module: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Returns what a layer's class makes of x with another weight."""
-    own = module._parameters.pop("weight")
-    module.weight = weight
+    """Returns what a layer's class makes of x with another weight, behind which its parameter is hidden meanwhile."""
+    vars(module)["weight"] = weight
     try:
         return type(module).forward(module, x)
     finally:
-        del module.weight
-        module._parameters["weight"] = own
+        del vars(module)["weight"]
 
 
 def _scales_by_its_weight(module: Any) -> bool:
