@@ -101,7 +101,7 @@ inline Doubles::Native fused(const Doubles::Native& x, const Doubles::Native& y,
 #elif defined(__FMA__)
   return (Doubles::Native)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
 #else
-  Doubles::Native sum{};  // all lanes are written: for compilers that do not see it
+  Doubles::Native sum;
   for (std::size_t lane = 0; lane < Doubles::width; ++lane) sum[lane] = __builtin_fma(x[lane], y[lane], z[lane]);
   return sum;
 #endif
