@@ -431,12 +431,12 @@ def test_a_starter_that_was_killed_is_started_again(sandbox):
         assert said(session.run("echo again")) == "again\n"
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "when it is gone"])
-def test_a_session_whose_first_process_is_killed_is_an_error_and_others_live(sandbox, late):
+@pytest.mark.parametrize("then", [subprocess.Popen.poll, subprocess.Popen.wait], ids=["at once", "when it is gone"])
+def test_a_session_whose_first_process_is_killed_is_an_error_and_others_live(sandbox, then):
     with sandbox.open() as session:
+        session.run("true")
         sandbox._starter.process.kill()
-        if late:
-            sandbox._starter.process.wait()
+        then(sandbox._starter.process)
         with pytest.raises(SandboxError, match="the session has failed: its first process is gone"):
             session.run("sleep 10")
 
