@@ -80,7 +80,7 @@ def learned(folder: Path, seed: int, *, smoke: bool) -> Path:
     evaluations = 4 if smoke else EVALUATIONS
     with pytest.MonkeyPatch.context() as patch:
         if smoke:
-            patch.setattr(writing, "write_worlds", partial(writing.write_worlds, learned=64, items=24))
+            patch.setattr(writing, "write_worlds", partial(writing.write_worlds, learned=128, items=24))
         return make_ready(RECIPES["segmentation"], folder, registry=registry(), seed=seed, evaluations=evaluations)
 
 
@@ -155,9 +155,9 @@ def test_pairs_and_all_four(tmp_path, smoke, capsys):
         pairs = [merged(pair_file(run_file, names, smoke=smoke)) for names in combinations(WORLDS, 2)]
         seeds.append((merged(run_file), pairs))
         for one in (seeds[-1][0], *pairs):
-            assert all(0.5 < score < 2 for score in one.best), one
-            assert all(0 <= score < 2 for score in one.mean), one  # of two of five seeds one mean outlines nothing
-            assert np.mean(one.best) > np.mean(one.mean) > 0, one
+            assert all(0 < score < 2 for score in one.best + one.mean), one
+            assert min(one.best) > 0.5, one
+            assert np.mean(one.best) > np.mean(one.mean), one
             assert all(0 < alike <= 1 for alike in one.alike.values()), one
     with capsys.disabled():
         print(f"\n{table(seeds)}")
