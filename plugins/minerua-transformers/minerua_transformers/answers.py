@@ -121,21 +121,29 @@ class Desk:
         """Works on rows in batches: all children's together, or one child after another."""
         import torch
 
+        def batched(own: Sequence[int]) -> list[list[Any]]:
+            found = batches([lengths[k] for k in own], self.batch_size, most_ids=most_ids)
+            return [[rows[own[k]] for k in batch] for batch in found]
+
+        together = batched(range(len(rows)))
+        apart = {
+            child: batched([k for k, row in enumerate(rows) if row.child == child])
+            for child in sorted({row.child for row in rows})
+        }
+        saved = 1 - len(together) / max(1, sum(map(len, apart.values())))
         with torch.inference_mode(), _threads(self.settings.threads):
-            if self.resident.is_joint:
+            if self.resident.is_joint and not (self.resident.is_small and saved < WORTHWHILE_SHARE):
                 with self.resident.beside():
-                    for batch in batches(lengths, self.batch_size, most_ids=most_ids):
-                        chosen = sorted((rows[k] for k in batch), key=lambda row: row.child)
-                        self._tried(work, chosen, self.resident.assign)
+                    for batch in together:
+                        self._tried(work, sorted(batch, key=lambda row: row.child), self.resident.assign)
                 if self.resident.all_ways_ran():
                     return
                 for row in rows:
                     row.reset()
-            for child in sorted({row.child for row in rows}):
-                own = [k for k, row in enumerate(rows) if row.child == child]
+            for child, own in apart.items():
                 with self.resident.child(child):
-                    for batch in batches([lengths[k] for k in own], self.batch_size, most_ids=most_ids):
-                        self._tried(work, [rows[own[k]] for k in batch], _nobody)
+                    for batch in own:
+                        self._tried(work, batch, _nobody)
 
     def _tried(self, work: Work, batch: list[Any], assign: Callable[[Sequence[int]], None]) -> None:
         with memory_told(len(batch)):
@@ -147,6 +155,10 @@ def _by_item(asked: Sequence[Sequence[Any]]) -> list[Any]:
     longest = max(map(len, asked), default=0)
     return [some[k] for k in range(longest) for some in asked if k < len(some)]
 
+
+WORTHWHILE_SHARE = 0.25
+"""How many batches must be saved by asking small models together: where one child's rows fill a batch, its own matrices
+alone stay in the caches, and nothing is gained by the others'."""
 
 SCORED_VALUES = 1 << 27
 """Logits that are in memory at a time when probabilities are asked for: half a gigabyte in float32."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 LEAVING_SHARE = 0.25
-"""Rows that are done leave a batch when they are this share of it: moving the cache costs about one step."""
+"""Rows that are done leave a batch when they are this share of it: all that the others have in the cache is moved."""
 
 
 @dataclass(eq=False)
@@ -85,6 +85,8 @@ def generate(
         ending: When answers end.
         assign: Is told the child of each row, before the first step and whenever rows have left.
     """
+    from minerua_transformers.caching import make_room
+
     device = module.device
     batch = padded([row.ids for row in rows], device)
     alive, ids, mask, positions, cache = list(rows), batch.ids, batch.mask, batch.positions, None
@@ -93,6 +95,8 @@ def generate(
     while alive:
         given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         out = module(**{key: given[key] for key in given if key in accepted}, **_fixed(accepted))
+        if cache is None:
+            make_room(out.past_key_values)
         cache = out.past_key_values
         tokens = next_tokens(out.logits[:, -1], settings, _numbers(alive, settings, device))
         _take(alive, tokens.tolist(), ending)

@@ -50,7 +50,7 @@ class Grouping:
 
     def chosen(self, numbers: torch.Tensor) -> torch.Tensor:
         """Returns the numbers of the children present, of those of all children, (P, …)."""
-        if len(self.present) == len(numbers):
+        if len(self.present) == numbers.shape[0]:
             return numbers
         return self.kept((id(numbers), "chosen"), lambda: numbers[self._groups])
 

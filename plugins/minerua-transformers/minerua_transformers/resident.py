@@ -39,7 +39,11 @@ class Resident:
         self._ways: dict[Any, Way] | None = {}
         self._grouping: Grouping | None = None
         self._bases: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+        self._stored: dict[str, torch.Tensor] = {}
+        self._scales: dict[Any, bool] = {}
         self._ran: set[Any] = set()
+        self.is_small = True
+        """Whether a child is in place in no time, and costs its own matrices beside others: it changes small ones alone."""
 
     @property
     def is_joint(self) -> bool:
@@ -123,9 +127,10 @@ class Resident:
         """Returns how every changed layer is computed; `None` if some layer can only be computed child by child."""
         names = [name for name in self.loaded.tensors if any(name in one for one in changes)]
         stacks = {name: self._stack(name, changes) for name in names}
+        self.is_small = all(stack.is_small for stack in stacks.values())
         found: dict[Any, Way] = {}
         for layer, own in self._layers(stacks).items():
-            way = way_of(layer, own)
+            way = way_of(layer, own, self._scales)
             if way is None:
                 warnings.warn(
                     f"layers of the kind {type(layer).__name__} cannot be computed for several children at a time: "
@@ -150,16 +155,25 @@ class Resident:
         import torch
 
         some = next(one[name] for one in changes if name in one)
-        nothing = np.zeros_like(some.core)
-        cores = [borrowed(np.asarray(one[name].core if name in one else nothing, np.float32)) for one in changes]
-        here = self.loaded.places[name].data  # the base's, and no second copy of it on a GPU
+        cores = np.zeros((len(changes), *some.core.shape), np.float32)
+        for core, one in zip(cores, changes, strict=True):
+            if name in one:
+                core[...] = one[name].core
         return Stack(
-            cores=torch.stack(cores).to(self._device),
+            cores=torch.from_numpy(cores).to(self._device),
             left=self._basis(some.left),
             right=self._basis(some.right),
-            base=borrowed(self.loaded.tensors[name]) if self._device.type == "cpu" else here,
+            base=self._base(name),
             dtype=self.loaded.dtype,
         )
+
+    def _base(self, name: str) -> torch.Tensor:
+        """Returns a tensor of the base as it is stored; on a GPU, what the model holds of it, and no second copy."""
+        if self._device.type != "cpu":
+            return self.loaded.places[name].data
+        if name not in self._stored:
+            self._stored[name] = borrowed(self.loaded.tensors[name])
+        return self._stored[name]
 
     def _basis(self, basis: np.ndarray | None) -> torch.Tensor | None:
         """Returns a basis on the device; it is moved once, however many generations share it."""

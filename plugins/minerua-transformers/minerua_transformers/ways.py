@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minerua_transformers.grouping import Grouping
@@ -47,6 +48,7 @@ class Stack:
         """Whether every child may have a tensor of its own."""
         return len(self.cores) * math.prod(self.base.shape) * 4 <= SMALL_BYTES
 
+    @cached_property  # layers that are tied share it
     def whole(self) -> torch.Tensor:
         """Returns every child's tensor, (P, …): base plus change in float32, rounded once to the base's dtype."""
         change = self.cores if self.left is None else self.left @ self.cores
@@ -54,12 +56,13 @@ class Stack:
         return (self.base.float() + change).to(self.base.dtype).to(self.dtype)
 
 
-def way_of(module: Any, stacks: Mapping[str, Stack]) -> Way | None:
+def way_of(module: Any, stacks: Mapping[str, Stack], scales: dict[Any, bool]) -> Way | None:
     """Returns how a layer is computed for several children.
 
     Args:
         module: A layer without layers of its own.
         stacks: Name of one of its parameters, such as `"weight"` → what children add to it.
+        scales: Layer → whether it multiplies by its weight, as far as it was tried; what is tried is added.
 
     Returns:
         The way; `None` where a layer of this kind cannot be computed for several children at a time.
@@ -74,7 +77,9 @@ def way_of(module: Any, stacks: Mapping[str, Stack]) -> Way | None:
         return _linear(module, stacks, is_transposed=isinstance(module, Conv1D))
     if isinstance(module, nn.LayerNorm) and names <= {"weight", "bias"} and module.weight is not None:
         return _layer_norm(module, stacks)
-    if names == {"weight"} and _scales_by_its_weight(module):
+    if module not in scales:
+        scales[module] = _scales_by_its_weight(module)
+    if names == {"weight"} and scales[module]:
         return _scaled(module, stacks["weight"])
     return None
 
@@ -98,15 +103,13 @@ def _base(module: Any) -> Way:
 
 def _own_products(module: Any, weight: Stack, bias: Stack | None, *, is_transposed: bool) -> Way:
     """Multiplies each child's rows by its own matrix."""
-    whole = weight.whole()
+    whole = weight.whole
     matrices = whole if is_transposed else whole.transpose(1, 2).contiguous()  # (P, n, m), which bmm is fastest with
-    biases = None if bias is None else bias.whole()
+    biases = None if bias is None else bias.whole
 
     def way(inputs: torch.Tensor, grouping: Grouping) -> torch.Tensor:
-        import torch
-
         x = as_rows(inputs, grouping)
-        made = grouping.join(torch.bmm(grouping.split(x), grouping.chosen(matrices)), x.shape[1])
+        made = grouping.join(grouping.split(x).bmm(grouping.chosen(matrices)), x.shape[1])
         if biases is not None:
             made = made + grouping.of_rows(biases, 3)
         elif module.bias is not None:
@@ -155,7 +158,7 @@ def as_rows(x: torch.Tensor, grouping: Grouping) -> torch.Tensor:
     Raises:
         ValueError: If it does not consist of the batch's rows.
     """
-    if x.ndim == 3 and len(x) == grouping.rows:
+    if x.ndim == 3 and x.shape[0] == grouping.rows:
         return x
     if len(x) % grouping.rows or x.ndim < 2:
         raise ValueError(f"a layer is given {tuple(x.shape)}, which cannot be parted into {grouping.rows} rows")
@@ -164,7 +167,7 @@ def as_rows(x: torch.Tensor, grouping: Grouping) -> torch.Tensor:
 
 def _embedding(module: Any, stack: Stack) -> Way:
     """Looks up each child's own rows, or adds the rows of Q_B C Q_Aᵀ that ids stand for."""
-    whole = stack.whole() if stack.is_small else None
+    whole = stack.whole if stack.is_small else None
     base = _base(module)
 
     def way(ids: torch.Tensor, grouping: Grouping) -> torch.Tensor:
@@ -188,7 +191,7 @@ def _embedding(module: Any, stack: Stack) -> Way:
 
 
 def _layer_norm(module: Any, stacks: Mapping[str, Stack]) -> Way:
-    own = {name: stack.whole() for name, stack in stacks.items()}
+    own = {name: stack.whole for name, stack in stacks.items()}
 
     def way(inputs: torch.Tensor, grouping: Grouping) -> torch.Tensor:
         from torch.nn import functional
@@ -205,7 +208,7 @@ def _layer_norm(module: Any, stacks: Mapping[str, Stack]) -> Way:
 
 def _scaled(module: Any, stack: Stack) -> Way:
     """Computes a layer with a weight per row in the place of its own."""
-    own = stack.whole()
+    own = stack.whole
     return lambda inputs, grouping: _with_weight(module, grouping.of_rows(own, inputs.ndim), inputs)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from minerua_transformers import answers
+from minerua_transformers.caching import make_room
 from minerua_transformers.generation import Row
 from minerua_transformers.loading import quiet
 from minerua_transformers.sampling import draws, next_tokens
@@ -175,6 +176,35 @@ def test_a_layer_that_is_never_called_lets_children_be_computed_one_by_one(folde
         assert together[0].together(together, [prompts(3)] * 2) == single
 
 
+def test_small_children_whose_prompts_fill_batches_are_asked_one_after_another(folders, monkeypatch):
+    tensors = tensors_of(folders["llama"])
+    changes = random_changes(tensors, 4)
+    children = spec_of(folders["llama"], batch_size=8).open(tensors)
+    asked = {count: prompts(count, seed=count, longest=20) for count in (4, 7)}
+    single = {count: [children([change])[0](asked[count]) for change in changes] for count in asked}
+    together = children(changes)
+    resident = together[0].desk.resident
+    alone = []
+
+    def noted(number):
+        alone.append(number)
+        return child(number)
+
+    child = resident.child
+    monkeypatch.setattr(resident, "child", noted)
+
+    def ask(count):
+        alone.clear()
+        assert together[0].together(together, [asked[count]] * 4) == single[count]
+        return list(alone)
+
+    assert ask(4) == []  # two batches in the place of four
+    assert ask(7) == [0, 1, 2, 3]  # four and four
+    monkeypatch.setattr("minerua_transformers.ways.SMALL_BYTES", 0)  # large ones share the base's products
+    together = children(changes)
+    assert ask(7) == []
+
+
 def test_models_of_different_bases_are_asked_together_too(folders):
     one, other = (spec_of(folders[kind]).build(tensors_of(folders[kind])) for kind in ("llama", "gpt2"))
     assert one.together([one, other], [prompts(2), prompts(3)]) == [one(prompts(2)), other(prompts(3))]
@@ -188,6 +218,48 @@ def test_children_of_an_earlier_generation_are_refused(folders):
     children([{}])
     with pytest.raises(RuntimeError, match="one of an earlier generation"):
         old(["w1"])
+
+
+# ── the cache ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def random_steps(seed=0):
+    """Yields keys and values of a prompt of five tokens and then of single ones, two rows and three heads."""
+    generator = torch.Generator().manual_seed(seed)
+    for length in [5, *[1] * 40]:
+        yield [torch.randn(2, 3, length, 4, generator=generator) for _ in range(2)]
+
+
+def test_a_cache_grows_in_place_and_holds_what_transformers_would():
+    mine, theirs = transformers.DynamicCache(), transformers.DynamicCache()
+    places = set()
+    for number, (keys, values) in enumerate(random_steps()):
+        if number == 20:  # a row leaves
+            for cache in (mine, theirs):
+                cache.batch_select_indices(torch.tensor([1]))
+        rows = slice(None) if number < 20 else slice(1)
+        found = mine.update(keys[rows], values[rows], 0)
+        wanted = theirs.update(keys[rows], values[rows], 0)
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+        make_room(mine)
+        places.add(mine.layers[0].keys.data_ptr())
+    assert mine.get_seq_length() == theirs.get_seq_length() == 45
+    assert len(places) == 4  # the first, the first with room, the one after the row had left, and where room had run out
+
+
+def test_a_cache_that_keeps_a_window_stays_what_it_is(tmp_path):
+    config = transformers.MistralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=4, max_position_embeddings=64, **ENDS
+    )  # fmt: skip
+    folder = save_model(random_model(config), tmp_path / "m")
+    model = spec_of(folder).build(tensors_of(folder))
+    assert model(prompts(3)) == [oracle(folder, prompt) for prompt in prompts(3)]
+    cache = model.desk.resident.loaded.module(torch.tensor([[1, 2]]), use_cache=True).past_key_values
+    layers = list(cache.layers)
+    make_room(cache)
+    assert cache.layers == layers
+    make_room(None)
 
 
 # ── when answers end ─────────────────────────────────────────────────────────────────────────────────────────────────

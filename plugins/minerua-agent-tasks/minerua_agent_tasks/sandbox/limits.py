@@ -26,8 +26,8 @@ class Limits:
     Args:
         seconds: Time on the wall, in seconds.
         cpu_seconds: Processor time, in seconds.
-        memory_bytes: Memory in bytes: the address space of each process, kept by the kernel, and what all hold
-            together, looked at every 10 ms. Files in the private folder are not in it, see `disk_bytes`.
+        memory_bytes: Memory in bytes: what all processes hold together, looked at every 10 ms; the address space of
+            each is 15/16 of it, kept by the kernel. Files in the private folder are not in it, see `disk_bytes`.
         processes: How many processes and threads at the same time.
         file_bytes: The size of each file, in bytes.
         disk_bytes: What the private folder holds, in bytes; it lies in memory, on top of `memory_bytes`.

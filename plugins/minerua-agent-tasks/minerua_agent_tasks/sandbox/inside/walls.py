@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 SYSTEM_BYTES = 64 << 10
+SPARED = 16
+"""What part of the memory no process can have for itself: else a program that is alone and takes too much would now be
+refused memory, and now be ended together with those who judge it, as the watcher happens to look."""
 
 
 def limit(order: dict[str, Any]) -> None:
@@ -21,7 +24,7 @@ def limit(order: dict[str, Any]) -> None:
     cpu = int(order["cpu_seconds"]) + 1  # the watcher is exact; this is for when it is late
     limits = {
         "RLIMIT_CPU": (cpu, cpu + 1),
-        "RLIMIT_AS": order["memory_bytes"],
+        "RLIMIT_AS": order["memory_bytes"] - order["memory_bytes"] // SPARED,
         "RLIMIT_FSIZE": order["file_bytes"],
         "RLIMIT_NOFILE": 256,
         "RLIMIT_STACK": 8 << 20,
