@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 
 import pytest
 from minerua_agent_tasks.database import DatabaseItem, Table, configure_database, database_evaluator
@@ -141,6 +142,13 @@ def test_chance_is_the_same_every_time(engine):
     first, second = engine.run([job], 1), engine.run([job], 1)
     assert first == second
     assert first[0].outputs[0].error is None
+
+
+def test_an_error_of_the_sql_is_told_from_one_that_time_may_have_made(engine):
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    jobs = [Job(ITEM, (sql,)) for sql in ("SELECT nothing FROM t", "SELEC", endless)]
+    is_told = sys.version_info >= (3, 11)  # before, Python does not say which error it was
+    assert [result.outputs[0].is_certain for result in engine.run(jobs, 1)] == [is_told, is_told, False]
 
 
 def test_memory_of_one_item_is_not_that_of_others(sandbox):

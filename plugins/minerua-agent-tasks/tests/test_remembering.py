@@ -121,17 +121,19 @@ class Engine:
     def _result(sql):
         if sql == "stop":
             return Result(ended="its run was ended")
-        return Result(outputs=(Output(error="it took too long") if sql == "error" else Output(rows=((sql,),)),))
+        errors = {"error": Output(error="it took too long"), "wrong": Output(error="syntax error", is_certain=True)}
+        return Result(outputs=(errors.get(sql, Output(rows=((sql,),))),))
 
 
-def test_the_same_sql_is_executed_once_and_what_failed_every_time():
+def test_the_same_sql_is_executed_once_and_what_may_not_fail_again_every_time():
     engine, one, two = Engine(), DatabaseItem("1", "x"), DatabaseItem("2", "x")
     known = RememberingEngine(engine)
-    jobs = [Job(item, (sql,)) for item in (one, two) for sql in ("a", "error", "stop", "a")]
+    jobs = [Job(item, (sql,)) for item in (one, two) for sql in ("a", "error", "stop", "a", "wrong")]
     first = known.run(jobs, 1)
     assert known.run(jobs, 1) == first
     assert [result.outputs[0].rows for result in (first[0], first[3])] == [(("a",),)] * 2
-    assert engine.asked == [[("a",), ("error",), ("stop",)] * 2, [("error",), ("stop",)] * 2]
+    assert first[4].outputs[0].error == "syntax error"
+    assert engine.asked == [[("a",), ("error",), ("stop",), ("wrong",)] * 2, [("error",), ("stop",)] * 2]
     assert known.run([Job(one, ("a",), ("check",)), Job(one, ("a",), state=True)], 1)
     assert engine.asked[2] == [("a",), ("a",)]
 

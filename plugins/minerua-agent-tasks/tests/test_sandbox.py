@@ -116,6 +116,8 @@ def test_memory_is_limited_in_one_process_and_in_all_together(sandbox):
     alone = python(sandbox, "held = bytearray(200 << 20)")
     assert (alone.code, alone.limit) == (1, None)
     assert b"MemoryError" in alone.stderr
+    kept = python(sandbox, "import resource\nprint(resource.getrlimit(resource.RLIMIT_AS)[0] >> 20)")
+    assert kept.stdout == b"90\n"  # of 96: a program that takes all there is, is refused before its judge is ended
     source = "import os, time\nos.fork()\nos.fork()\nheld = b'x' * (40 << 20)\ntime.sleep(60)"
     assert python(sandbox, source).limit == "memory_bytes"
 

@@ -48,12 +48,19 @@ class Output:
         changed: How many rows the last other statement changed; -1 if that is not known.
         error: What the database said; later statements of the text were not executed.
         is_cut: There were more rows, or they were larger, than is kept.
+        is_certain: The SQL itself is the reason of the error, and no lack of time, memory or anything else.
     """
 
     rows: tuple[tuple[Any, ...], ...] | None = None
     changed: int = -1
     error: str | None = None
     is_cut: bool = False
+    is_certain: bool = False
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it would be the same at another time."""
+        return self.error is None or self.is_certain
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Engine(Protocol):
 class RememberingEngine:
     """Executes a job once: the same SQL on a fresh database of the same item gives the same again.
 
-    What was stopped, or ended in an error, is executed every time: it may have been the machine's fault.
+    What was stopped, or ended in an error that may have been the machine's fault, is executed every time.
 
     Args:
         engine: What executes.
@@ -105,7 +112,8 @@ class RememberingEngine:
         new = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
         for key, result in zip(new, self._engine.run(list(new.values()), workers), strict=True):
             found[key] = result
-            if not (result.ended or result.fault or any(out.error for out in (*result.outputs, *result.checks))):
+            is_lasting = all(out.is_lasting for out in (*result.outputs, *result.checks))
+            if is_lasting and not (result.ended or result.fault):
                 self._known.keep(key, result)
         return [found[key] for key in keys]
 
@@ -231,4 +239,10 @@ def _result(line: dict[str, Any]) -> Result:
 
 def _output(told: dict[str, Any]) -> Output:
     rows = told["rows"]
-    return Output(None if rows is None else tuple(map(tuple, rows)), told["changed"], told["error"], told["is_cut"])
+    return Output(
+        rows=None if rows is None else tuple(map(tuple, rows)),
+        changed=told["changed"],
+        error=told["error"],
+        is_cut=told["is_cut"],
+        is_certain=told["is_certain"],
+    )

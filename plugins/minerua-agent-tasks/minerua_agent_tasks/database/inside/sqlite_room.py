@@ -77,7 +77,7 @@ class Database:
 
     def said(self, sql: str) -> dict[str, Any]:
         """Returns the rows of the last statement that has some, and what went wrong."""
-        result: dict[str, Any] = {"rows": None, "changed": -1, "error": None, "is_cut": False}
+        result: dict[str, Any] = {"rows": None, "changed": -1, "error": None, "is_cut": False, "is_certain": True}
         try:
             parts = list(statements(sql))
             if not parts:
@@ -89,7 +89,7 @@ class Database:
                 else:
                     result["changed"] = cursor.rowcount
         except (sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, ValueError) as error:
-            return {**result, "rows": None, "error": _told(error)}
+            return {**result, "rows": None, "error": _told(error), "is_certain": _is_certain(error)}
         return result
 
     def _rows(self, cursor: sqlite3.Cursor) -> dict[str, Any]:
@@ -157,6 +157,15 @@ def _told(error: BaseException) -> str:
     if "interrupted" in str(error):
         return "the statement was ended, because it took too long"
     return str(error) or f"out of memory ({type(error).__name__})"
+
+
+def _is_certain(error: BaseException) -> bool:
+    """Tells whether the same SQL would fail again elsewhere; Python 3.10 does not say which error it was."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_SQL
+
+
+_OF_THE_SQL = {1, 18, 19, 20, 23, 25}
+"""SQLITE_ERROR, _TOOBIG, _CONSTRAINT, _MISMATCH, _AUTH, _RANGE; what is not among them may be time, memory or space."""
 
 
 # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
