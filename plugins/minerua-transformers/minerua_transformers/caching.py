@@ -1,4 +1,4 @@
-"""Keys and values with room behind them, so that a step writes its own: transformers copies all of them at every step."""
+"""Keys and values with room behind them, so that a step writes its own alone; transformers copies all at every step."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ def make_room(cache: Any) -> None:
     """
     if type(cache) is DynamicCache:
         for k, layer in enumerate(cache.layers):
-            if type(layer) is DynamicLayer and layer.is_initialized:
-                cache.layers[k] = RoomyLayer(layer)
+            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+                cache.layers[k] = RoomyLayer(layer.keys, layer.values)
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, (rows, heads, tokens, d) as always: the first tokens of memory that holds more.
 
     Args:
-        layer: What there is so far.
+        keys: Those there are so far.
+        values: The same.
     """
 
-    def __init__(self, layer: DynamicLayer) -> None:
-        super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self.keys, self.values = layer.keys, layer.values
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
         self._whole: dict[str, torch.Tensor] = {}
         self._seen: dict[str, torch.Tensor] = {}
 
@@ -45,7 +46,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no typ
         return self.keys, self.values
 
     def _grown(self, name: str, added: torch.Tensor) -> torch.Tensor:
-        old = getattr(self, name)
+        old: torch.Tensor = getattr(self, name)
         before, after = old.shape[2], old.shape[2] + added.shape[2]
         whole = self._whole.get(name)
         if whole is None or old is not self._seen[name] or after > whole.shape[2]:  # rows may have left

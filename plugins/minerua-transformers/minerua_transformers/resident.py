@@ -43,7 +43,7 @@ class Resident:
         self._scales: dict[Any, bool] = {}
         self._ran: set[Any] = set()
         self.is_small = True
-        """Whether a child is in place in no time, and costs its own matrices beside others: it changes small ones alone."""
+        """Whether children change small tensors alone: each is in place in no time, and shares no product with any."""
 
     @property
     def is_joint(self) -> bool:
