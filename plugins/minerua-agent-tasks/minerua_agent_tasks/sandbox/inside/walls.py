@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SYSTEM_BYTES = 64 << 10
 SPARED = 16
-"""What part of the memory no process can have for itself: else a program that is alone and takes too much would now be
-refused memory, and now be ended together with those who judge it, as the watcher happens to look."""
+"""What part of the memory no process can have for itself. Without it a program that takes all there is would at times
+be refused memory, and at times be ended with those who judge it, depending on when the watcher looks."""
 
 
 def limit(order: dict[str, Any]) -> None:
