@@ -80,8 +80,14 @@ class Activity:
         """
         self.place = place
         stage: Stage | None = self.stage
-        while stage is not None:
-            stage = stage()
+        try:
+            while stage is not None:
+                stage = stage()
+        except BaseException as error:  # an interrupt between two stages, or a fault of minerua: raised again
+            if self.phase is not OVER:
+                self._let_go(None)
+                self.run.stop(error, hurry=True, leaving=self)
+            raise
 
     # ── waiting and going on ─────────────────────────────────────────────────────────────────────────────────────────
 

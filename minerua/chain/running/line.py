@@ -106,10 +106,10 @@ class Line(StopFlag):
         if (tell := self.when_stopped) is not None:
             tell()
 
-    def drop(self, error: BaseException | None = None) -> None:
+    def drop(self, error: BaseException | None = None, *, hurry: bool = False) -> None:
         """Ends the run after a step that did not end well."""
         if error is not None:
-            self.stop(error)
+            self.stop(error, hurry=hurry)
 
     def unread(self, code: StepCode) -> None:
         """Frees what nobody will read any more."""

@@ -32,12 +32,16 @@ def do_plain(run: Run | Line, unit: UnitCode, place: str, wait_ns: int) -> bool:
         if run.error is not None:
             run.drop()
             return False
-        error = _call(run, code, place, wait_ns)
+        try:
+            error = _call(run, code, place, wait_ns)
+            if code.reads and error is None:
+                run.unread(code)
+        except BaseException as fault:  # an interrupt between two steps, or a fault of minerua: raised again
+            run.drop(fault, hurry=True)
+            raise
         if error is not None:
             run.drop(error)
             return False
-        if code.reads:
-            run.unread(code)
         wait_ns = 0
     return True
 

@@ -246,10 +246,10 @@ class Run:
         activity.wait_ns += wait_ns
         activity.advance(place)
 
-    def drop(self, error: BaseException | None = None) -> None:
-        """Ends a unit of plain calls that did not end well."""
+    def drop(self, error: BaseException | None = None, *, hurry: bool = False) -> None:
+        """Ends a unit of plain calls that did not end well; arguments as for `stop`."""
         if error is not None:
-            self.stop(error)
+            self.stop(error, hurry=hurry)
         with self.lock:
             self._running -= 1
             self._return_lent()
@@ -408,6 +408,8 @@ class Run:
             if self.is_over:
                 is_last = not self._running
                 is_now = False
+                if is_last and self.error is not None:
+                    self.values = []
             else:
                 is_now = gives_up or self._is_done()
                 self.is_over = is_now
@@ -455,7 +457,10 @@ class Run:
         Raises:
             BaseException: What ended the run.
         """
-        values, self.values = self.values, []
+        with self.lock:
+            values = self.values
+            if not self._running:  # else `check_over` forgets them: a step that was left behind has its place in them
+                self.values = []
         if self.error is not None:
             raise self.error
         return outputs_of(self.program, values)

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from minerua.chain.graph import Retry
 from minerua.chain.plan import ExecutionPlan
 from minerua.chain.running.admission import Admission
 from minerua.chain.running.executor import ChainExecutor
 from minerua.chain.running.stopping import cancelled
 from minerua.errors import ChainError, RunCancelled, StepTimeout
+from minerua.kernels.pool import CancelToken
 
 from ..naive import graph_of, wired
-from ..steps import function, line, placed, pool
+from ..steps import INCREMENT, function, line, placed, pool
 
 __all__ = ["pool"]
 
@@ -93,6 +95,53 @@ def test_close_stops_runs_and_those_that_wait_for_their_turn() -> None:
         errors = [one.exception(timeout=5) for one in runs]
     assert all(isinstance(error, RunCancelled) for error in errors)
     assert sum("the executor was closed" in str(error) for error in errors) >= 1
+    assert nothing_is_left(executor)
+
+
+def nothing_is_left(executor: ChainExecutor) -> bool:
+    """Tells whether no step is thought to be running, and no thread to be taken by one."""
+    return executor._means.wait_for_strays(5) and executor._means.crew._lent == 0
+
+
+@pytest.mark.parametrize("retry", [Retry(1), Retry(2)], ids=["plain call", "activity"])
+def test_a_step_that_ends_after_its_run_gives_its_thread_back(retry: Retry) -> None:
+    started, go = threading.Event(), threading.Event()
+    late = function("late", lambda x: started.set() or (go.wait(5) and {"y": x}))
+    graph = graph_of(wired("a", late, {"x": "n"}, retry=retry), outputs={"y": "a.y"})
+    token = CancelToken()
+    with ChainExecutor(placed(graph, "thread")) as executor, ThreadPoolExecutor(1) as threads:
+        run = threads.submit(executor.run, {"n": 1}, cancel=token)
+        assert started.wait(5)
+        token.cancel()
+        assert isinstance(run.exception(5), RunCancelled)  # it was told: what it computed is forgotten
+        assert not executor._means.wait_for_strays(0.01)
+        go.set()
+        assert nothing_is_left(executor)
+
+
+@pytest.mark.parametrize("place", ["caller", "thread"])
+@pytest.mark.parametrize(
+    ("retry", "broken"),
+    [
+        (Retry(1), "minerua.chain.running.plain.keep"),
+        (Retry(2), "minerua.chain.running.activity.Activity._end_step"),
+    ],
+    ids=["plain call", "activity"],
+)
+def test_an_interrupt_between_two_steps_is_raised_and_leaves_nothing_behind(
+    place: Any, retry: Retry, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    graph = graph_of(wired("a", INCREMENT, {"x": "n"}, retry=retry), outputs={"y": "a.y"})
+    with ChainExecutor(placed(graph, place)) as executor:
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                executor.run({"n": 1})
+        assert nothing_is_left(executor)
+        assert executor.run({"n": 1})["y"] == 2
 
 
 def test_a_run_whose_turn_does_not_come_in_time_says_so() -> None:
