@@ -80,14 +80,8 @@ class Activity:
         """
         self.place = place
         stage: Stage | None = self.stage
-        try:
-            while stage is not None:
-                stage = stage()
-        except BaseException as error:  # an interrupt between two stages, or a fault of minerua: raised again
-            if self.phase is not OVER:
-                self._let_go(None)
-                self.run.stop(error, hurry=True, leaving=self)
-            raise
+        while stage is not None:
+            stage = stage()
 
     # ── waiting and going on ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,7 +125,7 @@ class Activity:
             if is_idle:
                 self.run.leave(self)
         if is_idle:
-            self._let_go(None)
+            self.let_go(None)
             self._record("cancelled")
             self.run.check_over()
         elif self.task is not None:
@@ -139,14 +133,14 @@ class Activity:
 
     def _abandon(self) -> Stage | None:
         """Ends the unit of a run that was stopped."""
-        self._let_go(None)
+        self.let_go(None)
         self._record("timeout" if self.is_late else "cancelled")
         with self.run.lock:
             self.run.leave(self)
         self.run.check_over()
         return None
 
-    def _let_go(self, error: BaseException | None) -> None:
+    def let_go(self, error: BaseException | None) -> None:
         """Gives back everything that the step holds or waits for; others who wait for its result hear the error."""
         self.holding.release()
         if self.flight is not None:
@@ -480,7 +474,7 @@ class Activity:
         """Ends the run with an error."""
         if cause is not None:
             error.__cause__ = cause
-        self._let_go(cause if isinstance(cause, Exception) and not self.is_late else None)
+        self.let_go(cause if isinstance(cause, Exception) and not self.is_late else None)
         self._record("timeout" if self.is_late else "failed")
         self.run.stop(error, leaving=self)
         return None

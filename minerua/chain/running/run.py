@@ -227,7 +227,7 @@ class Run:
         if type(item) is UnitCode:
             if item.is_simple:
                 return item if do_plain(self, item, place, wait_ns) else None
-            self._enter(item, wait_ns).advance(place)
+            self._advance(self._enter(item, wait_ns), place)
         else:
             self._continue(item, wait_ns, place)
         return None
@@ -244,7 +244,16 @@ class Run:
                 return
             activity.phase = RUNNING
         activity.wait_ns += wait_ns
-        activity.advance(place)
+        self._advance(activity, place)
+
+    def _advance(self, activity: Activity, place: str) -> None:
+        try:
+            activity.advance(place)
+        except BaseException as error:  # an interrupt between two stages, or a fault of minerua: raised again
+            if activity.phase is not OVER:
+                activity.let_go(None)
+                self.stop(error, hurry=True, leaving=activity)
+            raise
 
     def drop(self, error: BaseException | None = None, *, hurry: bool = False) -> None:
         """Ends a unit of plain calls that did not end well; arguments as for `stop`."""
