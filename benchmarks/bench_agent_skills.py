@@ -231,7 +231,7 @@ def make_world(folder: Path, registry: Registry, *, seed: int, smoke: bool) -> P
     """Writes the recipe's world, learns its base and experts, and returns the run file; tiny for a smoke run."""
     with pytest.MonkeyPatch.context() as patch:
         if smoke:
-            patch.setattr(writing, "Sizes", partial(writing.Sizes, items=16, examples=96, sentences=20))
+            patch.setattr(writing, "Sizes", partial(writing.Sizes, items=30, examples=96, sentences=20))
         run_file = make_ready(RECIPES["agent-skills"], folder, registry=registry, seed=seed, evaluations=24)
     if smoke:  # models that have learned next to nothing would go on to the last token
         content = yaml.safe_load(run_file.read_text())
